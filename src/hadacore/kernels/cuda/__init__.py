@@ -1,0 +1,1 @@
+"""CUDA text of the kernels, assembled by :mod:`hadacore.kernels.source`."""

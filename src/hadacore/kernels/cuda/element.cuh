@@ -1,0 +1,61 @@
+// element.cuh: the element type, and what a lane holds of a tile.
+//
+// A tile is 256 consecutive elements of a row (or, below size 256, of several consecutive rows), held by one
+// warp, 8 elements a lane. Index bits 7..0 of an element inside its tile sit as
+//
+//   16-bit elements, one 16-byte vector a lane:   bits 7..3 = lane 4..0,   bits 2..0 = position in the vector
+//   float32, two 16-byte vectors a lane:          bit 7 = vector,   bits 6..2 = lane 4..0,   bits 1..0 = position
+//
+// so that every load and store of a warp is one contiguous run of 512 bytes.
+
+enum Element { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
+
+constexpr bool kSixteenBit = ELEMENT != FLOAT32;
+constexpr int kElementBytes = kSixteenBit ? 2 : 4;
+constexpr int kVectorElements = 16 / kElementBytes;     // elements of one 16-byte access
+constexpr int kTileVectors = kSixteenBit ? 1 : 2;       // 16-byte accesses a lane makes for one tile
+constexpr int kTileWords = 4 * kTileVectors;            // 32-bit registers that hold a lane's part of a tile
+constexpr int kTileElements = 256;
+
+// A lane's part of one tile, as it is in memory.
+struct PackedTile {
+  u32 word[kTileWords];
+};
+
+// Where vector v of this lane starts, in elements from the start of the tile.
+__device__ __forceinline__ int vector_offset(int v, int lane) {
+  return v * 128 + lane * kVectorElements;
+}
+
+__device__ __forceinline__ void set_vector(PackedTile& tile, int v, uint4 bits) {
+  tile.word[4 * v] = bits.x;
+  tile.word[4 * v + 1] = bits.y;
+  tile.word[4 * v + 2] = bits.z;
+  tile.word[4 * v + 3] = bits.w;
+}
+
+__device__ __forceinline__ uint4 get_vector(const PackedTile& tile, int v) {
+  return make_uint4(tile.word[4 * v], tile.word[4 * v + 1], tile.word[4 * v + 2], tile.word[4 * v + 3]);
+}
+
+__device__ __forceinline__ float low_to_float(u32 word) {
+  return ELEMENT == FLOAT16 ? cvt_f32_f16(word & 0xffffu) : mov_f32_b32(word << 16);
+}
+
+__device__ __forceinline__ float high_to_float(u32 word) {
+  return ELEMENT == FLOAT16 ? cvt_f32_f16(word >> 16) : mov_f32_b32(word & 0xffff0000u);
+}
+
+// The 8 values of a lane in index order.
+__device__ __forceinline__ void unpack(float (&value)[8], const PackedTile& tile) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (!kSixteenBit) value[i] = mov_f32_b32(tile.word[i % kTileWords]);
+    else value[i] = i % 2 == 0 ? low_to_float(tile.word[i / 2]) : high_to_float(tile.word[i / 2]);
+  }
+}
+
+// Two values rounded once to the element type and packed (16-bit elements).
+__device__ __forceinline__ u32 pack_pair(float low, float high) {
+  return ELEMENT == FLOAT16 ? cvt_rn_f16x2_f32(high, low) : cvt_rn_bf16x2_f32(high, low);
+}

@@ -1,0 +1,204 @@
+// ptx.cuh: the only place with inline PTX. One instruction per function, named after the instruction.
+//
+// Names follow the PTX ISA manual with dots turned into underscores. Shared-memory addresses are 32-bit
+// offsets in the .shared window throughout, global addresses are ordinary pointers.
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+// ---- memory ---------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint4 ld_global_v4(const void* address) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ uint2 ld_global_v2(const void* address) {
+  uint2 v;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ u32 ld_global_u32(const void* address) {
+  u32 v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ u32 ld_global_u16(const void* address) {
+  u16 v;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ void st_global_v4(void* address, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :: "l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+__device__ __forceinline__ void st_global_v2(void* address, uint2 v) {
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" :: "l"(address), "r"(v.x), "r"(v.y) : "memory");
+}
+
+__device__ __forceinline__ void st_global_u32(void* address, u32 v) {
+  asm volatile("st.global.u32 [%0], %1;" :: "l"(address), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ void st_global_u16(void* address, u32 v) {
+  asm volatile("st.global.u16 [%0], %1;" :: "l"(address), "h"((u16)v) : "memory");
+}
+
+extern __shared__ uint4 dynamic_shared_memory[];
+
+// cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.
+__device__ __forceinline__ u32 cvta_to_shared_dynamic() {
+  u64 address;
+  asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(dynamic_shared_memory));
+  return (u32)address;
+}
+
+__device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
+               :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
+__device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_v2_f32(u32 address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+// cp.async: 16 bytes from global to shared memory, bypassing registers and L1.
+__device__ __forceinline__ void cp_async_cg_16(u32 shared_address, const void* address) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address), "l"(address) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+__device__ __forceinline__ void cp_async_wait_all() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// ---- synchronisation and clusters -----------------------------------------------------------------
+
+__device__ __forceinline__ void bar_sync() {
+  asm volatile("bar.sync 0;" ::: "memory");
+}
+
+#if __CUDA_ARCH__ >= 900 || defined(HADACORE_EMULATED)
+__device__ __forceinline__ u32 cluster_ctarank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// mapa: the address, in the .shared::cluster window, of the same offset in another block of the cluster.
+__device__ __forceinline__ u32 mapa_shared_cluster(u32 address, u32 rank) {
+  u32 mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+
+__device__ __forceinline__ float4 ld_shared_cluster_v4_f32(u32 address) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
+  float2 v;
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
+               : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void barrier_cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#endif
+
+// ---- conversion -----------------------------------------------------------------------------------
+
+// cvt.rn.f16x2.f32: `low` goes to bits 0..15, `high` to bits 16..31; overflow gives infinity.
+__device__ __forceinline__ u32 cvt_rn_f16x2_f32(float high, float low) {
+  u32 packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ u32 cvt_rn_bf16x2_f32(float high, float low) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ float cvt_f32_f16(u32 bits) {
+  float v;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"((u16)bits));
+  return v;
+}
+
+// mov.b32 between a float and its bits.
+__device__ __forceinline__ float mov_f32_b32(u32 bits) {
+  float v;
+  asm("mov.b32 %0, %1;" : "=f"(v) : "r"(bits));
+  return v;
+}
+
+__device__ __forceinline__ u32 mov_b32_f32(float v) {
+  u32 bits;
+  asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(v));
+  return bits;
+}
+
+// ---- warp-wide ------------------------------------------------------------------------------------
+
+// shfl.sync.bfly: the value of lane (this lane xor mask).
+__device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
+  float other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(other) : "f"(v), "r"(mask));
+  return other;
+}
+
+// mma.m16n8k16, D = A B + C in fp32. Fragments (g = lane / 4, t = lane % 4, PTX ISA 9.7.14.5.8):
+//   A: a0 (row g, k 2t..2t+1)  a1 (row g+8, k 2t..)  a2 (row g, k 2t+8..)  a3 (row g+8, k 2t+8..)
+//   B: b0 (k 2t..2t+1, column g)  b1 (k 2t+8.., column g)
+//   C: c0 c1 (row g, column 2t, 2t+1)  c2 c3 (row g+8, column 2t, 2t+1)
+__device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3,
+                                                     u32 b0, u32 b1, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+__device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3,
+                                                      u32 b0, u32 b1, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}

@@ -1,0 +1,31 @@
+// signs.cuh: the +1/-1 of a randomized transform, applied to sign bits.
+//
+// Multiplying by +-1 flips a sign bit. The signs that belong to a lane's elements are kept as bits, 32 elements
+// a register, placed so that one shift brings those of a packed word under the word's own sign bits:
+// (word << j) & mask. Two instructions a packed word, no multiplication, and no reload for the next row.
+
+enum SignsAre { NO_SIGNS = 0, SIGNS_BEFORE = 1, SIGNS_AFTER = 2 };
+
+// Sign bits of one 32-bit word of elements: two of a 16-bit pair, or the one of a float32.
+constexpr u32 kSignMask = kSixteenBit ? 0x80008000u : 0x80000000u;
+constexpr int kWordsPerSignRegister = kSixteenBit ? 16 : 32;
+
+template <int PACKED_WORDS>
+struct SignBits {
+  static constexpr int kRegisters = (PACKED_WORDS + kWordsPerSignRegister - 1) / kWordsPerSignRegister;
+  u32 bits[kRegisters];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kRegisters; ++i) bits[i] = 0;
+  }
+
+  // Remember the sign bits of `word`, which belong to the lane's packed word number `index`.
+  __device__ __forceinline__ void insert(int index, u32 word) {
+    bits[index / kWordsPerSignRegister] |= (word & kSignMask) >> (index % kWordsPerSignRegister);
+  }
+
+  __device__ __forceinline__ u32 apply(int index, u32 word) const {
+    return word ^ ((bits[index / kWordsPerSignRegister] << (index % kWordsPerSignRegister)) & kSignMask);
+  }
+};

@@ -1,0 +1,164 @@
+// tile.cuh: the transform of one tile by one warp, from packed elements to fp32 results in the same places.
+//
+// Which index bits a tile contracts, and how (bit numbers as in element.cuh; size = 2^LOG2_SIZE):
+//
+//   float32, and 16-bit up to size 16     every bit by an fp32 butterfly, in registers or between lanes
+//   16-bit, sizes 32, 64, 128             bits 0 1 3 4 by one mma, bit 2 in registers, bits 5 6 between lanes
+//   16-bit, size 256 and above            bits 0 1 3 4 by one mma, bits 2 5 6 7 by a second one
+//
+// No mma ever holds two rows in its K dimension. A block-diagonal H16 would multiply the other row by 0, and
+// 0 x inf = NaN would leak from one row into another. Bits that belong to no row of this size stay in M or N.
+
+constexpr int kTileBits = LOG2_SIZE < 8 ? LOG2_SIZE : 8;  // index bits contracted inside a tile
+constexpr bool kTensorCores = kSixteenBit && LOG2_SIZE >= 5;
+constexpr bool kTwoProducts = kSixteenBit && LOG2_SIZE >= 8;
+
+// H16 as an mma fragment. Lane (g, t) holds the pair k = 2t, 2t+1 of row (or column) g; since
+// H[m][k] = (-1)^popcount(m & k), the fragments with m+8 or k+8 equal this one, and that with both its negative.
+struct Hadamard16 {
+  u32 exact;  // in the element type, for the first product
+  u32 split;  // in bfloat16, for the second
+
+  __device__ __forceinline__ void init(int lane) {
+    const u32 g = lane >> 2, k = 2 * (lane & 3);
+    const u32 sign_low = (u32)(__popc(g & k) & 1) << 15;
+    const u32 sign_high = (u32)(__popc(g & (k + 1)) & 1) << 31;
+    exact = (ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u) ^ sign_low ^ sign_high;
+    split = 0x3f803f80u ^ sign_low ^ sign_high;
+  }
+};
+
+constexpr u32 kNegatePair = 0x80008000u;
+
+__device__ __forceinline__ void mma_exact(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  if (ELEMENT == FLOAT16) mma_m16n8k16_f32_f16(d, a0, a1, a2, a3, b0, b1, zero);
+  else mma_m16n8k16_f32_bf16(d, a0, a1, a2, a3, b0, b1, zero);
+}
+
+// ---- butterflies ----------------------------------------------------------------------------------
+
+// (a, b) -> (a + b, a - b) over the bit of `distance` of a register array's index.
+template <int DISTANCE, int COUNT>
+__device__ __forceinline__ void register_butterfly(float (&value)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    if ((i & DISTANCE) == 0) {
+      const float a = value[i], b = value[i + DISTANCE];
+      value[i] = a + b;
+      value[i + DISTANCE] = a - b;
+    }
+  }
+}
+
+// The same over a lane bit. The lane with the bit set holds b and keeps a - b: own * -1 + other, exact up to
+// the one rounding of the sum, so the bits are those of register_butterfly.
+__device__ __forceinline__ void lane_butterfly(float (&value)[8], int lane, int lane_bit) {
+  const float sign = (lane >> lane_bit) & 1 ? -1.f : 1.f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float other = shfl_sync_bfly(value[i], 1u << lane_bit);
+    value[i] = value[i] * sign + other;
+  }
+}
+
+__device__ __forceinline__ void tile_by_butterflies(float (&value)[8], int lane) {
+  constexpr int kFirstLaneBit = kSixteenBit ? 3 : 2;  // the index bit that lane bit 0 holds
+  if (kTileBits > 0) register_butterfly<1>(value);
+  if (kTileBits > 1) register_butterfly<2>(value);
+  if (kSixteenBit && kTileBits > 2) register_butterfly<4>(value);
+#pragma unroll
+  for (int lane_bit = 0; lane_bit < 5; ++lane_bit) {
+    if (lane_bit + kFirstLaneBit < kTileBits) lane_butterfly(value, lane, lane_bit);
+  }
+  if (!kSixteenBit && kTileBits > 7) register_butterfly<4>(value);
+}
+
+// ---- Tensor Cores ---------------------------------------------------------------------------------
+
+// Sizes 32, 64, 128: data as A, H16 as B, so the results keep the lanes and positions of the elements.
+//   K before:  bit 0 = pair, bits 3 4 = lane bits 0 1, bit 1 = register (a0/a2)
+//   N after:   bit 0 = pair, bits 3 4 = lane bits 0 1, bit 1 = which product (columns 0..7 or 8..15)
+//   M:         bit 2 = register (a0/a1), bits 5 6 7 = lane bits 2 3 4, untouched
+// Then bit 2 in registers, and the row's bits above 4 (size 64: bit 5; size 128: bits 5 6) between lanes.
+__device__ __forceinline__ void tile_by_one_product(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
+  float columns[2][4];
+  const u32 p = h.exact, n = h.exact ^ kNegatePair;
+  mma_exact(columns[0], x.word[0], x.word[2], x.word[1], x.word[3], p, p);
+  mma_exact(columns[1], x.word[0], x.word[2], x.word[1], x.word[3], p, n);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int bit0 = i & 1, bit1 = (i >> 1) & 1, bit2 = i >> 2;
+    value[i] = columns[bit1][2 * bit2 + bit0];
+  }
+  register_butterfly<4>(value);
+  if (kTileBits > 5) lane_butterfly(value, lane, 2);
+  if (kTileBits > 6) lane_butterfly(value, lane, 3);
+}
+
+// x = high + low, each bfloat16: 16 bits of significand, and the exponent range of fp32, so nothing overflows.
+__device__ __forceinline__ void split_pair(u32& high, u32& low, float first, float second) {
+  high = cvt_rn_bf16x2_f32(second, first);
+  low = cvt_rn_bf16x2_f32(second - mov_f32_b32(high & 0xffff0000u), first - mov_f32_b32(high << 16));
+}
+
+// Size 256 and above: H16 as A, data as B, twice. The accumulators of the first product, split and packed in
+// pairs, are B fragments of the transposed matrix: no shuffle, no shared memory.
+//   loaded:          bit 0 = pair,  bits 1 2 = word,  bits 3 4 = lane bits 0 1,  bits 5 6 7 = lane bits 2 3 4
+//   first product contracts K = bits 0 3 4 1 (pair, lane bits 0 1, b0/b1); bit 2 selects which of two
+//   after it:        bit 5 = pair,  bit 1 = accumulator half,  bit 2 = which product,
+//                    bits 6 7 = lane bits 0 1,  bits 0 3 4 = lane bits 2 3 4
+//   second product contracts K = bits 5 6 7 2 (pair, lane bits 0 1, b0/b1); bit 1 selects which of two
+//   after it:        bit 0 = pair,  bit 2 = accumulator half,  bit 1 = which product,
+//                    bits 3 4 = lane bits 0 1,  bits 5 6 7 = lane bits 2 3 4: as loaded
+__device__ __forceinline__ void tile_by_two_products(float (&value)[8], const PackedTile& x, const Hadamard16& h) {
+  float first[2][4];  // [bit 2]
+  mma_exact(first[0], h.exact, h.exact, h.exact, h.exact ^ kNegatePair, x.word[0], x.word[1]);
+  mma_exact(first[1], h.exact, h.exact, h.exact, h.exact ^ kNegatePair, x.word[2], x.word[3]);
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  const u32 p = h.split, n = h.split ^ kNegatePair;
+#pragma unroll
+  for (int bit1 = 0; bit1 < 2; ++bit1) {
+    u32 high[2], low[2];  // [bit 2]
+#pragma unroll
+    for (int bit2 = 0; bit2 < 2; ++bit2) split_pair(high[bit2], low[bit2], first[bit2][2 * bit1], first[bit2][2 * bit1 + 1]);
+    float part[4], second[4];
+    mma_m16n8k16_f32_bf16(part, p, p, p, n, low[0], low[1], zero);  // the small part first: the sum loses less
+    mma_m16n8k16_f32_bf16(second, p, p, p, n, high[0], high[1], part);
+    value[2 * bit1] = second[0];
+    value[2 * bit1 + 1] = second[1];
+    value[4 + 2 * bit1] = second[2];
+    value[4 + 2 * bit1 + 1] = second[3];
+  }
+}
+
+__device__ __forceinline__ void transform_tile(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
+  if (kTwoProducts) {
+    tile_by_two_products(value, x, h);
+  } else if (kTensorCores) {
+    tile_by_one_product(value, x, h, lane);
+  } else {
+    unpack(value, x);
+    tile_by_butterflies(value, lane);
+  }
+}
+
+// (a, b) -> (a + b, a - b) over every bit of the outer index, lowest first: index bits 8, 9, 10 between a lane's
+// tiles, and, after an exchange, the bits above between the parts of a row. Exact up to fp32 rounding.
+template <int OUTER, int INNER>
+__device__ __forceinline__ void outer_butterflies(float (&value)[OUTER][INNER]) {
+#pragma unroll
+  for (int distance = 1; distance < OUTER; distance *= 2) {
+#pragma unroll
+    for (int outer = 0; outer < OUTER; ++outer) {
+      if ((outer & distance) == 0) {
+#pragma unroll
+        for (int i = 0; i < INNER; ++i) {
+          const float a = value[outer][i], b = value[outer + distance][i];
+          value[outer][i] = a + b;
+          value[outer + distance][i] = a - b;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,74 @@
+// warp_rows.cu: rows that one warp holds entirely, sizes 1 to 2048.
+//
+// Each warp loads UNITS units of TILES tiles at once, all loads before the first use, transforms them in
+// registers and stores them where they came from. No shared memory, no barrier.
+
+constexpr int kTiles = 1 << LOG2_TILES;
+constexpr int kWordsPerUnit = kTiles * kTileWords;
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
+  HADAMARD_ROWS(problem)
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const i64 units = kPackedRows ? (problem.rows * kSize + kTileElements - 1) / kTileElements : problem.rows;
+  const i64 first = (i64)blockIdx.x * (WARPS * UNITS) + warp;
+  Hadamard16 h;
+  if (kTensorCores) h.init(lane);
+
+  PackedTile packed[UNITS][kTiles];
+#pragma unroll
+  for (int u = 0; u < UNITS; ++u) {
+    const i64 unit = first + u * WARPS;
+    if (unit < units) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int v = 0; v < kTileVectors; ++v)
+          set_vector(packed[u][tile], v, load_vector(problem, unit, tile * kTileElements + vector_offset(v, lane)));
+      }
+    }
+  }
+
+#pragma unroll
+  for (int u = 0; u < UNITS; ++u) {
+    const i64 unit = first + u * WARPS;
+    if (unit < units) {  // the same for the whole warp
+      SignBits<kWordsPerUnit> sign_bits;
+      if (SIGNS != NO_SIGNS) {
+        sign_bits.clear();
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int v = 0; v < kTileVectors; ++v) {
+            const uint4 s = load_sign_vector(problem, unit, tile * kTileElements + vector_offset(v, lane));
+            const int word = tile * kTileWords + 4 * v;
+            sign_bits.insert(word, s.x);
+            sign_bits.insert(word + 1, s.y);
+            sign_bits.insert(word + 2, s.z);
+            sign_bits.insert(word + 3, s.w);
+          }
+        }
+      }
+
+      float value[kTiles][8];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        if (SIGNS == SIGNS_BEFORE) {
+#pragma unroll
+          for (int w = 0; w < kTileWords; ++w)
+            packed[u][tile].word[w] = sign_bits.apply(tile * kTileWords + w, packed[u][tile].word[w]);
+        }
+        transform_tile(value[tile], packed[u][tile], h, lane);
+      }
+      outer_butterflies(value);
+
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        PackedTile result;
+        scale_and_round(result.word, value[tile], (float)scale, sign_bits, tile * kTileWords);
+#pragma unroll
+        for (int v = 0; v < kTileVectors; ++v)
+          store_vector(problem, unit, tile * kTileElements + vector_offset(v, lane), get_vector(result, v));
+      }
+    }
+  }
+}

@@ -1,0 +1,69 @@
+"""Assembles the CUDA text of a kernel and the ``-D`` constants that specialise it.
+
+The text includes no headers and is the same for every configuration of a kernel, so compilation is fast and the
+program cache can tell configurations apart by their constants alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+
+from hadacore.kernels.configurations import KernelConfiguration
+
+ENTRY_POINT = "hadamard_transform"
+COPY_ENTRY_POINT = "copy_vectors"
+
+# In the order in which the compiler reads them. `None` is where the kernel itself goes.
+_PARTS: tuple[tuple[str, str], ...] = (
+    ("hadacore.kernels.cuda", "ptx.cuh"),
+    ("hadacore.kernels.cuda", "element.cuh"),
+    ("hadacore.kernels.cuda", "signs.cuh"),
+    ("hadacore.kernels.cuda", "rows.cuh"),
+    ("hadacore.kernels.cuda", "tile.cuh"),
+    ("hadacore.epilogues", "scale_and_round.cuh"),
+)
+_KERNEL_PARTS: dict[str, tuple[str, ...]] = {
+    "warp_rows": ("warp_rows.cu",),
+    "exchange_rows": ("exchange.cuh", "exchange_rows.cu"),
+}
+
+
+def _read(package: str, name: str) -> str:
+    return f'#line 1 "{name}"\n' + resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def kernel_source(kernel: str, *, ptx: bool = True) -> str:
+    """The CUDA text of ``"warp_rows"`` or ``"exchange_rows"``.
+
+    ``ptx=False`` leaves ``ptx.cuh`` out, for a caller that supplies those functions itself.
+    """
+    parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
+    parts += [_read("hadacore.kernels.cuda", name) for name in _KERNEL_PARTS[kernel]]
+    return "\n".join(parts)
+
+
+@functools.cache
+def copy_source() -> str:
+    """The CUDA text of the copy kernel that times are compared with."""
+    return "\n".join(_read("hadacore.kernels.cuda", name) for name in ("ptx.cuh", "copy.cu"))
+
+
+def constants(configuration: KernelConfiguration) -> tuple[tuple[str, str], ...]:
+    """The ``-D`` constants of a configuration."""
+    c = configuration
+    values = {
+        "ELEMENT": c.element_code,
+        "LOG2_SIZE": c.log2_size,
+        "LOG2_TILES": c.log2_tiles,
+        "WARPS": c.warps,
+        "MIN_BLOCKS": c.minimum_blocks,
+        "SIGNS": c.signs,
+        "STRIDED": int(c.strided),
+    }
+    if c.kernel == "warp_rows":
+        values["UNITS"] = c.units
+    else:
+        values |= {"CLUSTER": c.cluster, "PASSES": c.passes, "PREFETCH": int(c.prefetch)}
+    return tuple((name, str(value)) for name, value in values.items())

@@ -1,0 +1,97 @@
+"""Stages: which index bits of a row a configuration contracts, in which order, by what, and who holds them.
+
+A Walsh-Hadamard transform of size ``2^k`` is one 2x2 butterfly on each of the ``k`` index bits, in any order. A stage
+contracts some bits at once; a schedule is sound if its stages contract every bit exactly once, which
+:func:`stages_of` checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
+
+TENSOR_CORES_EXACT = "Tensor Cores"
+TENSOR_CORES_SPLIT = "Tensor Cores, high + low"
+REGISTERS = "registers"
+LANES = "lanes"
+EXCHANGE = "exchange"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a transform.
+
+    Attributes:
+        unit: What computes it: one of the constants of this module.
+        bits: The index bits it contracts, lowest first.
+        holder: Who holds those bits when it starts.
+        note: Instruction and rounding.
+    """
+
+    unit: str
+    bits: tuple[int, ...]
+    holder: str
+    note: str
+
+    @property
+    def radix(self) -> int:
+        """Points of the transform that the stage contracts."""
+        return 1 << len(self.bits)
+
+
+def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
+    bits = min(configuration.log2_size, TILE_LOG2)
+    if configuration.element_code == 2:
+        groups = [(REGISTERS, range(2), "position in a 16-byte vector"), (LANES, range(2, 7), "lane bits 0 to 4")]
+        groups.append((REGISTERS, range(7, 8), "which of two vectors"))
+        return _butterflies(groups, bits)
+    if bits <= 4:
+        groups = [(REGISTERS, range(3), "position in a 16-byte vector"), (LANES, range(3, 8), "lane bits 0 to 4")]
+        return _butterflies(groups, bits)
+    exact = Stage(
+        TENSOR_CORES_EXACT,
+        (0, 1, 3, 4),
+        "position bits 0 1, lane bits 0 1",
+        "mma.m16n8k16 on the input, fp32 accumulators",
+    )
+    if bits == 8:
+        split = "mma.m16n8k16 twice, accumulators as bfloat16 high + low"
+        return [exact, Stage(TENSOR_CORES_SPLIT, (2, 5, 6, 7), "which product, lane bits 2 3 4", split)]
+    groups = [(REGISTERS, range(2, 3), "accumulator half"), (LANES, range(5, 8), "lane bits 2 to 4")]
+    return [exact, *_butterflies(groups, bits)]
+
+
+def _butterflies(groups: list[tuple[str, range, str]], bits: int) -> list[Stage]:
+    stages = []
+    for unit, candidates, holder in groups:
+        contracted = tuple(b for b in candidates if b < bits)
+        if contracted:
+            note = "fp32 butterflies" + (" by shfl.sync.bfly" if unit == LANES else "")
+            stages.append(Stage(unit, contracted, holder, note))
+    return stages
+
+
+def stages_of(configuration: KernelConfiguration) -> tuple[Stage, ...]:
+    """The stages of a configuration, in the order in which they run.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    stages = _tile_stages(configuration)
+    top = TILE_LOG2 + configuration.log2_tiles
+    if configuration.log2_tiles:
+        stages.append(Stage(REGISTERS, tuple(range(TILE_LOG2, top)), "which of a warp's tiles", "fp32 butterflies"))
+    if top < configuration.log2_size:
+        holders = f"{configuration.warps} warps" + (
+            f" x {configuration.cluster} blocks" if configuration.cluster > 1 else ""
+        )
+        memory = "distributed shared memory" if configuration.cluster > 1 else "shared memory"
+        note = f"fp32 butterflies after one trip through {memory}"
+        stages.append(Stage(EXCHANGE, tuple(range(top, configuration.log2_size)), holders, note))
+    contracted = sorted(bit for stage in stages for bit in stage.bits)
+    if contracted != list(range(configuration.log2_size)):
+        raise ValueError(
+            f"index bits {contracted} are contracted, expected 0..{configuration.log2_size - 1}: {configuration}"
+        )
+    return tuple(stages)
