@@ -1,0 +1,28 @@
+"""Hadamard transforms at the speed of a copy, correctly rounded.
+
+>>> import torch, hadacore
+>>> x = torch.randn(8, 128)
+>>> y = hadacore.hadamard_transform(x)
+>>> torch.allclose(hadacore.hadamard_transform(y, inverse=True), x, atol=1e-5)
+True
+"""
+
+from hadacore.errors import BackendUnavailableError
+from hadacore.functional import hadamard_transform, hadamard_transform_
+from hadacore.matrices import describe, hadamard_matrix
+from hadacore.modules import HadamardTransform
+from hadacore.plan import Plan, plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailableError",
+    "HadamardTransform",
+    "Plan",
+    "__version__",
+    "describe",
+    "hadamard_matrix",
+    "hadamard_transform",
+    "hadamard_transform_",
+    "plan",
+]

@@ -1,0 +1,189 @@
+"""The CUDA backend's transform: picks a kernel for a tensor and launches it on the current stream.
+
+What a call needs is worked out once per (type, size, rows, options) and kept, so that a repeated call costs little
+more than the launch itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hadacore.backends import Support
+from hadacore.backends.cuda.load import load_kernel
+from hadacore.backends.cuda.requirements import compiler_version, cuda_core
+from hadacore.backends.cuda.strides import RowStrides, row_strides
+from hadacore.elements import BY_DTYPE
+from hadacore.errors import BackendUnavailableError
+from hadacore.kernels.architectures import architecture_of
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, choose
+from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
+
+_VECTOR_BYTES = 16
+_PREPARED_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class PreparedLaunch:
+    """A kernel with its launch shape; only pointers, scale and strides are still missing."""
+
+    configuration: KernelConfiguration
+    kernel: Any
+    shape: Any  # cuda.core.LaunchConfig
+    rows: int
+
+
+_prepared: dict[tuple[Any, ...], PreparedLaunch] = {}
+_streams: dict[int, Any] = {}
+_thread = threading.local()
+
+
+def support(device: torch.device | None = None) -> Support:
+    """Whether the CUDA backend can run on ``device`` (the current one by default)."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        why = "no NVIDIA GPU or driver was found" if built else "this build of torch has no CUDA support"
+        return Support(False, why)
+    try:
+        core = cuda_core()
+        compiler = compiler_version()
+        architecture = architecture_of(torch.cuda.get_device_capability(device))
+    except (BackendUnavailableError, ValueError) as error:
+        return Support(False, str(error))
+    versions = f"cuda-core {core.__version__}, NVRTC {compiler[0]}.{compiler[1]}"
+    return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
+
+
+def launch_shape(configuration: KernelConfiguration, rows: int, multiprocessors: int) -> dict[str, Any]:
+    """The launch of ``rows`` rows as keyword arguments of ``cuda.core.LaunchConfig``."""
+    shape: dict[str, Any] = {
+        "grid": configuration.grid(rows, multiprocessors),
+        "block": configuration.threads,
+        "shmem_size": configuration.shared_bytes,
+    }
+    if configuration.cluster > 1:
+        shape["cluster"] = configuration.cluster
+    return shape
+
+
+def prepare(dtype: torch.dtype, size: int, rows: int, device_index: int, signs: int, strided: bool) -> PreparedLaunch:
+    """Choose, compile and load the kernel of a problem. The device must be the current one.
+
+    Raises:
+        BackendUnavailableError: cuda-core, NVRTC or the driver is missing.
+        ValueError: The GPU is older than sm_80.
+    """
+    core = cuda_core()
+    properties = torch.cuda.get_device_properties(device_index)
+    capability = (properties.major, properties.minor)
+    code = BY_DTYPE[dtype].cuda_code
+    if code is None:
+        raise TypeError(
+            f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or move it to the CPU"
+        )
+    configuration = choose(
+        code, size.bit_length() - 1, rows, capability, properties.multi_processor_count, signs, strided
+    )
+    kernel = load_kernel(
+        kernel_source(configuration.kernel), constants(configuration), architecture_of(capability).name, ENTRY_POINT,
+        configuration.shared_bytes, device_index,
+    )  # fmt: skip
+    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
+    return PreparedLaunch(configuration, kernel, shape, rows)
+
+
+def _stream(handle: int) -> Any:
+    """The cuda.core stream of a raw handle. Handle 0 is the legacy default stream."""
+    stream = _streams.get(handle)
+    if stream is None:
+        core = cuda_core()
+        stream = core.LEGACY_DEFAULT_STREAM if handle == 0 else core.Stream.from_handle(handle)
+        _streams[handle] = stream
+    return stream
+
+
+def _enter_thread(device_index: int) -> None:
+    """Make the device's primary context current in a thread that has not used the GPU yet."""
+    known = getattr(_thread, "devices", None)
+    if known is None:
+        known = _thread.devices = set()
+    if device_index not in known:
+        cuda_core().Device(device_index).set_current()
+        known.add(device_index)
+
+
+def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides | None) -> bool:
+    """Whether every row can be read and written in aligned 16-byte vectors."""
+    if (x.data_ptr() | out.data_ptr()) % _VECTOR_BYTES:
+        return False
+    if strides is None:
+        return True
+    item = x.element_size()
+    starts = (size, strides.x_outer, strides.x_inner, strides.out_outer, strides.out_inner)
+    return all(start * item % _VECTOR_BYTES == 0 for start in starts)
+
+
+def _launch_on_current(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, strides: RowStrides | None
+) -> None:
+    device_index = x.get_device()
+    signs_are = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
+    rows = x.numel() // size
+    key = (x.dtype, size, rows, device_index, signs_are, strides is not None)
+    prepared = _prepared.get(key)
+    if prepared is None:
+        if len(_prepared) >= _PREPARED_LIMIT:
+            _prepared.clear()
+        prepared = _prepared[key] = prepare(*key)
+    arguments: tuple[int | float, ...] = (x.data_ptr(), out.data_ptr(), scale, rows)
+    if signs is not None:
+        arguments += (signs.data_ptr(), signs.numel() // size)
+    if strides is not None:
+        arguments += strides.arguments()
+    stream = _stream(torch._C._cuda_getCurrentRawStream(device_index))
+    cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
+
+
+def _launch(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, strides: RowStrides | None
+) -> None:
+    device_index = x.get_device()
+    if torch._C._cuda_getDevice() == device_index:
+        _enter_thread(device_index)
+        _launch_on_current(x, out, size, scale, signs, inverse, strides)
+        return
+    with torch.cuda.device(device_index):
+        _enter_thread(device_index)
+        _launch_on_current(x, out, size, scale, signs, inverse, strides)
+
+
+def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
+    """Write ``scale * H @ (signs * x)`` (with ``inverse``: ``signs * scale * H.T @ x``) by blocks of ``size`` to ``out``.
+
+    Rows that two strides address, in whole 16-byte vectors, are read and written where they are. Anything else
+    (a last dimension that is not dense, an odd offset into a buffer) goes through a contiguous copy.
+    """
+    if x.numel() == 0:
+        return
+    if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % _VECTOR_BYTES):
+        signs = signs.clone(memory_format=torch.contiguous_format)
+    strides = None
+    if not (x.is_contiguous() and out.is_contiguous()):
+        strides = row_strides(x, out, size)
+        if strides is None or not vectors_fit(x, out, size, strides):
+            _through_contiguous(x, out, size, scale, signs, inverse)
+            return
+    elif not vectors_fit(x, out, size, None):
+        _through_contiguous(x, out, size, scale, signs, inverse)
+        return
+    _launch(x, out, size, scale, signs, inverse, strides)
+
+
+def _through_contiguous(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
+    dense = torch.clone(x, memory_format=torch.contiguous_format)
+    _launch(dense, dense, size, scale, signs, inverse, None)
+    out.copy_(dense)

@@ -1,0 +1,144 @@
+"""Argument checks of the public functions. Each error says what was got, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import numbers
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hadacore.elements import BY_DTYPE, ELEMENTS
+from hadacore.matrices import check_size
+
+
+def check_input(x: Tensor) -> None:
+    """Check that ``x`` is a tensor of a type and shape that can be transformed."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)")
+    element = BY_DTYPE.get(x.dtype)
+    if element is None:
+        allowed = ", ".join(e.name for e in ELEMENTS)
+        raise TypeError(f"x must be one of {allowed}, got {x.dtype}; convert it with x.to(torch.float32)")
+    if element.cuda_code is None and x.device.type not in ("cpu", "meta"):
+        raise TypeError(
+            f"{element.name} is transformed on the CPU only, got a tensor on {x.device}; use x.to(torch.float32) or x.cpu()"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension, the one to transform; got a 0-dimensional tensor")
+    if x.shape[-1] == 0:
+        raise ValueError(
+            f"the last dimension of x must be a transform size of 1 or more, got shape {tuple(x.shape)}; only leading "
+            "dimensions may be empty"
+        )
+
+
+def check_block_size(n: int, block_size: int | None) -> int:
+    """The transform size for rows of ``n`` elements."""
+    if block_size is None:
+        return check_size(n)
+    size = check_size(block_size)
+    if n % size:
+        raise ValueError(
+            f"block_size must divide the last dimension of x, got block_size={size} and {n} elements; use a divisor, at most "
+            f"{n & -n} for a power of two"
+        )
+    return size
+
+
+def check_scale(scale: float | None, size: int) -> float:
+    """The scale as a float; None is orthonormal."""
+    if scale is None:
+        return float(size**-0.5)
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+        hint = "; use scale.item()" if isinstance(scale, Tensor) else ""
+        raise TypeError(f"scale must be a real number or None for 1/sqrt(size), got {type(scale).__name__}{hint}")
+    return float(scale)
+
+
+def check_signs(signs: Tensor | None, x: Tensor) -> Tensor | None:
+    """The signs in ``x``'s dtype."""
+    if signs is None:
+        return None
+    if not isinstance(signs, Tensor):
+        raise TypeError(f"signs must be a torch.Tensor of +1 and -1, got {type(signs).__name__}")
+    if signs.dtype == torch.bool or signs.is_complex():
+        raise TypeError(
+            f"signs must hold the numbers +1 and -1, got {signs.dtype}; for booleans use 1 - 2 * mask.to(x.dtype)"
+        )
+    if signs.shape != x.shape[-1:]:
+        raise ValueError(
+            f"signs must have one entry for each element of the last dimension, shape {tuple(x.shape[-1:])}, got "
+            f"{tuple(signs.shape)}"
+        )
+    if signs.device != x.device:
+        raise ValueError(f"signs must be on x's device {x.device}, got {signs.device}; use signs.to(x.device)")
+    if signs.requires_grad and torch.is_grad_enabled():
+        raise ValueError("signs are not differentiable, got a tensor that requires grad; use signs.detach()")
+    return signs if signs.dtype == x.dtype else signs.to(x.dtype)
+
+
+def check_base(base: object) -> None:
+    """This release has no other base matrices."""
+    if base is not None:
+        raise ValueError(
+            f"base= (another matrix than Sylvester's, got {type(base).__name__}) comes in a later release; pass base=None"
+        )
+
+
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    reach = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (reach + 1) * tensor.element_size()
+
+
+class _Addresses:
+    """A tensor's addresses for NumPy, on whatever device the tensor is; compared, never read."""
+
+    def __init__(self, tensor: Tensor):
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": f"|V{tensor.element_size()}",
+            "data": (tensor.data_ptr(), False),
+            "strides": tuple(stride * tensor.element_size() for stride in tensor.stride()),
+        }
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether any element of ``a`` lies at an address of an element of ``b``."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    (a_start, a_end), (b_start, b_end) = _byte_range(a), _byte_range(b)
+    if a_end <= b_start or b_end <= a_start:
+        return False
+    return bool(np.shares_memory(np.asarray(_Addresses(a)), np.asarray(_Addresses(b))))
+
+
+def check_out(x: Tensor, out: Tensor) -> Tensor:
+    """``x`` itself if ``out`` is exactly its memory, else ``out``, which then overlaps neither ``x`` nor itself."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a torch.Tensor, got {type(out).__name__}")
+    if out.dtype != x.dtype:
+        raise TypeError(f"out must have x's dtype {x.dtype}, got {out.dtype}")
+    if out.shape != x.shape:
+        raise ValueError(f"out must have x's shape {tuple(x.shape)}, got {tuple(out.shape)}")
+    if out.device != x.device:
+        raise ValueError(f"out must be on x's device {x.device}, got {out.device}")
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise ValueError(
+            "out= and in-place transforms record no gradient, got a tensor that requires grad; leave out= away"
+        )
+    if any(stride == 0 and length > 1 for stride, length in zip(out.stride(), out.shape, strict=True)):
+        raise ValueError(
+            "out must not overlap itself, got an expanded tensor; use out.contiguous() or torch.empty_like(x)"
+        )
+    if out is x or torch.compiler.is_compiling() or x.is_meta:
+        return out
+    if out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and x.numel() > 0:
+        return x
+    if share_memory(x, out):
+        raise ValueError(
+            "out overlaps x without being exactly x; pass out=x for an in-place transform, or a tensor with memory of its own"
+        )
+    return out

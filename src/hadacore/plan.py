@@ -1,0 +1,174 @@
+"""Plans: how a problem will be solved, as a value that prints itself.
+
+A problem (size, type, rows, device) becomes a plan: the stages with the index bits each contracts, the kernel and its
+launch, the bytes it moves. The CUDA text is specialised by the plan's configuration, the tests execute its stages in
+plain PyTorch, and ``hadacore plan N`` prints it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hadacore.checks import check_block_size
+from hadacore.elements import BY_DTYPE, ELEMENTS, Element
+from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, choose
+from hadacore.kernels.stages import REGISTERS, Stage, stages_of
+from hadacore.matrices import describe
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be transformed.
+
+    Attributes:
+        n: Elements of the last dimension.
+        size: Elements of one transform; divides ``n``.
+        element: Element type.
+        rows: Transforms of ``size`` elements.
+        signs: Whether there are random signs.
+        inverse: Whether the transpose is applied.
+    """
+
+    n: int
+    size: int
+    element: Element
+    rows: int
+    signs: bool = False
+    inverse: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is solved.
+
+    Attributes:
+        problem: What is to be transformed.
+        backend: ``"cuda"`` or ``"cpu"``.
+        stages: Steps in order; together they contract every index bit exactly once.
+        architecture: GPU architecture, or None on the CPU.
+        multiprocessors: Multiprocessors of the GPU, or 0.
+        configuration: The specialised kernel, or None on the CPU.
+    """
+
+    problem: Problem
+    backend: str
+    stages: tuple[Stage, ...]
+    architecture: Architecture | None = None
+    multiprocessors: int = 0
+    configuration: KernelConfiguration | None = None
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes the transform must read and write, signs not counted."""
+        return 2 * self.problem.rows * self.problem.size * self.problem.element.bytes
+
+    @property
+    def additions(self) -> int:
+        """Additions of the textbook algorithm, ``n log2 n`` a row."""
+        return self.problem.rows * self.problem.size * (self.problem.size.bit_length() - 1)
+
+    def __str__(self) -> str:
+        p = self.problem
+        where = self.backend
+        if self.architecture is not None:
+            where = f"{self.architecture.name}, {self.multiprocessors} multiprocessors"
+        lines = [
+            f"Plan for {p.rows} rows of {p.n}, {p.element.name}, on {where}",
+            f"  matrix   {describe(p.size)}" + (f", {p.n // p.size} blocks a row" if p.n != p.size else ""),
+        ]
+        if p.signs:
+            lines.append(f"  signs    {'after' if p.inverse else 'before'} the transform, on sign bits")
+        for number, stage in enumerate(self.stages, 1):
+            bits = " ".join(map(str, stage.bits))
+            lines.append(
+                f"  stage {number}  radix {stage.radix:<5} bits {bits:<12} in {stage.holder}: {stage.unit}, {stage.note}"
+            )
+        c = self.configuration
+        if c is not None:
+            blocks = c.grid(p.rows, self.multiprocessors) * c.cluster
+            lines.append(f"  kernel   {c}")
+            lines.append(
+                f"  launch   {blocks} blocks of {c.threads} threads, {c.shared_bytes} bytes of shared memory a block"
+            )
+        lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
+        return "\n".join(lines)
+
+
+def _element(dtype: torch.dtype) -> Element:
+    element = BY_DTYPE.get(dtype)
+    if element is None:
+        raise TypeError(f"dtype must be one of {', '.join(str(e.dtype) for e in ELEMENTS)}, got {dtype}")
+    return element
+
+
+def plan(
+    n: int,
+    dtype: torch.dtype = torch.float16,
+    *,
+    rows: int = 8192,
+    block_size: int | None = None,
+    signs: bool = False,
+    inverse: bool = False,
+    device: torch.device | str | None = None,
+    architecture: str | None = None,
+    multiprocessors: int | None = None,
+) -> Plan:
+    """Plan a transform without running it.
+
+    Args:
+        n: Elements of the last dimension.
+        dtype: Element type.
+        rows: Rows of ``n`` elements.
+        block_size: As in :func:`hadacore.hadamard_transform`.
+        signs: Whether there are random signs.
+        inverse: Whether the transpose is applied.
+        device: The device to plan for; the current GPU if there is one, else the CPU.
+        architecture: Plan for a GPU that is not here, such as ``"sm_90a"``; wants ``multiprocessors`` too.
+        multiprocessors: Multiprocessors of that GPU; 132 (H100, H200) by default.
+
+    Raises:
+        TypeError, ValueError: As :func:`hadacore.hadamard_transform`; an unknown architecture.
+
+    >>> print(plan(256, torch.bfloat16, rows=4, architecture="sm_90a"))  # doctest: +ELLIPSIS
+    Plan for 4 rows of 256, bfloat16, on sm_90a, 132 multiprocessors
+      matrix   H_256 = Sylvester(2^8), natural order, symmetric; construction version 1
+      stage 1  radix 16    bits 0 1 3 4      in position bits 0 1, lane bits 0 1: Tensor Cores, mma.m16n8k16 on the input...
+      stage 2  radix 16    bits 2 5 6 7      in which product, lane bits 2 3 4: Tensor Cores, high + low, ...
+    ...
+    """
+    size = check_block_size(n, block_size)
+    element = _element(dtype)
+    if rows < 0:
+        raise ValueError(f"rows must be 0 or more, got {rows}")
+    problem = Problem(n, size, element, rows * (n // size), signs, inverse)
+    target = _target(device, architecture, multiprocessors)
+    if target is None or element.cuda_code is None:
+        bits = tuple(range(size.bit_length() - 1))
+        note = f"butterflies in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
+        stages = tuple(Stage(REGISTERS, (bit,), "memory", note) for bit in bits)
+        return Plan(problem, "cpu", stages)
+    found, processors = target
+    signs_are = NO_SIGNS if not signs else SIGNS_AFTER if inverse else SIGNS_BEFORE
+    configuration = choose(
+        element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, False
+    )
+    return Plan(problem, "cuda", stages_of(configuration), found, processors, configuration)
+
+
+def _target(
+    device: torch.device | str | None, architecture: str | None, multiprocessors: int | None
+) -> tuple[Architecture, int] | None:
+    if architecture is not None:
+        if architecture not in BY_NAME:
+            raise ValueError(f"architecture must be one of {', '.join(BY_NAME)}, got {architecture!r}")
+        return BY_NAME[architecture], multiprocessors or 132
+    chosen = (
+        torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    if chosen.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(chosen)
+    return architecture_of((properties.major, properties.minor)), properties.multi_processor_count

@@ -1,0 +1,30 @@
+"""Fixtures shared by the suite. Tests with the ``device`` fixture run on the CPU, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests, with the reason, where the CUDA backend cannot run."""
+    from hadacore.backends import cuda
+
+    support = cuda.support()
+    if support:
+        return
+    skip = pytest.mark.skip(reason=f"CUDA backend unavailable: {support.reason}")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that the package runs on."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20260)
