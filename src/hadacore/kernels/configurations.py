@@ -15,6 +15,7 @@ from hadacore.kernels.architectures import Architecture, Capability, architectur
 
 MAXIMUM_LOG2_SIZE = 15
 TILE_LOG2 = 8  # a warp's tile is 256 elements
+MAXIMUM_GRID = 2**31 - 1  # blocks of a launch
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
 
@@ -91,9 +92,8 @@ class KernelConfiguration:
         """Clusters (blocks, where the cluster is one block) to launch for ``rows`` rows."""
         if self.kernel == "warp_rows":
             return -(-self.units_of(rows) // (self.warps * self.units))
-        if self.prefetch:
-            return min(rows, multiprocessors * self.minimum_blocks)
-        return rows
+        resident = multiprocessors * self.minimum_blocks if self.prefetch else MAXIMUM_GRID // self.cluster
+        return min(rows, resident)  # blocks loop over the rows beyond
 
     def runs_on(self, architecture: Architecture) -> bool:
         """Whether a GPU of this architecture has the features and the shared memory."""
@@ -194,18 +194,21 @@ _FLOAT32: dict[int, tuple[Candidate, ...]] = {
 
 #: Candidates by bytes of an element and log2 of the size.
 TABLE: dict[tuple[int, int], tuple[Candidate, ...]] = {
-    **{(2, k): candidates for k, candidates in _SIXTEEN_BIT.items()},
-    **{(4, k): candidates for k, candidates in _FLOAT32.items()},
+    **{(2, k): listed for k, listed in _SIXTEEN_BIT.items()},
+    **{
+        (4, k): tuple(replace(c, configuration=replace(c.configuration, element_code=2)) for c in listed)
+        for k, listed in _FLOAT32.items()
+    },
 }
 
 
 def candidates(element_code: int, log2_size: int, architecture: Architecture) -> tuple[Candidate, ...]:
     """The candidates of a size that run on a GPU of this architecture, few rows first."""
-    listed = TABLE[4 if element_code == 2 else 2, log2_size]
     found = []
-    for candidate in listed:
-        if candidate.configuration.runs_on(architecture):
-            found.append(replace(candidate, configuration=replace(candidate.configuration, element_code=element_code)))
+    for candidate in TABLE[4 if element_code == 2 else 2, log2_size]:
+        configuration = replace(candidate.configuration, element_code=element_code)
+        if configuration.runs_on(architecture):
+            found.append(replace(candidate, configuration=configuration))
             if math.isinf(candidate.up_to_rows_per_multiprocessor):
                 break
     return tuple(found)

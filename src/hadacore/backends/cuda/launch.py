@@ -29,7 +29,7 @@ _PREPARED_LIMIT = 4096
 
 @dataclass(frozen=True)
 class PreparedLaunch:
-    """A kernel with its launch shape; only pointers, scale and strides are still missing."""
+    """A loaded kernel with its launch shape; only pointers, scale and strides are still missing."""
 
     configuration: KernelConfiguration
     kernel: Any
@@ -70,30 +70,60 @@ def launch_shape(configuration: KernelConfiguration, rows: int, multiprocessors:
     return shape
 
 
-def prepare(dtype: torch.dtype, size: int, rows: int, device_index: int, signs: int, strided: bool) -> PreparedLaunch:
-    """Choose, compile and load the kernel of a problem. The device must be the current one.
+def choose_for_device(
+    dtype: torch.dtype, size: int, rows: int, device_index: int, signs: int, strided: bool
+) -> KernelConfiguration:
+    """The configuration that the table has for a problem on a GPU.
+
+    Raises:
+        TypeError: The CUDA kernels do not take ``dtype``.
+        ValueError: The GPU is older than sm_80.
+    """
+    code = BY_DTYPE[dtype].cuda_code
+    if code is None:
+        raise TypeError(f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or use the CPU")
+    properties = torch.cuda.get_device_properties(device_index)
+    capability = (properties.major, properties.minor)
+    processors = properties.multi_processor_count
+    return choose(code, size.bit_length() - 1, rows, capability, processors, signs, strided)
+
+
+def prepare(configuration: KernelConfiguration, rows: int, device_index: int) -> PreparedLaunch:
+    """Compile and load a configuration, and work out its launch. The device must be the current one.
 
     Raises:
         BackendUnavailableError: cuda-core, NVRTC or the driver is missing.
-        ValueError: The GPU is older than sm_80.
     """
     core = cuda_core()
     properties = torch.cuda.get_device_properties(device_index)
-    capability = (properties.major, properties.minor)
-    code = BY_DTYPE[dtype].cuda_code
-    if code is None:
-        raise TypeError(
-            f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or move it to the CPU"
-        )
-    configuration = choose(
-        code, size.bit_length() - 1, rows, capability, properties.multi_processor_count, signs, strided
-    )
     kernel = load_kernel(
-        kernel_source(configuration.kernel), constants(configuration), architecture_of(capability).name, ENTRY_POINT,
-        configuration.shared_bytes, device_index,
-    )  # fmt: skip
+        kernel_source(configuration.kernel),
+        constants(configuration),
+        architecture_of((properties.major, properties.minor)).name,
+        ENTRY_POINT,
+        configuration.shared_bytes,
+        device_index,
+    )
     shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
     return PreparedLaunch(configuration, kernel, shape, rows)
+
+
+def kernel_arguments(
+    x: Tensor, out: Tensor, scale: float, rows: int, size: int, signs: Tensor | None, strides: RowStrides | None
+) -> tuple[int | float, ...]:
+    """The arguments of a launch, in the order of ``HADAMARD_PARAMETERS`` in ``rows.cuh``."""
+    arguments: tuple[int | float, ...] = (x.data_ptr(), out.data_ptr(), scale, rows)
+    if signs is not None:
+        arguments += (signs.data_ptr(), signs.numel() // size)
+    if strides is not None:
+        arguments += strides.arguments()
+    return arguments
+
+
+def launch_prepared(prepared: PreparedLaunch, device_index: int, arguments: tuple[int | float, ...]) -> None:
+    """Launch on the current stream of the device, which must be the current one."""
+    stream = _stream(torch._C._cuda_getCurrentRawStream(device_index))
+    cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
 
 
 def _stream(handle: int) -> Any:
@@ -127,10 +157,15 @@ def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides | None) -
     return all(start * item % _VECTOR_BYTES == 0 for start in starts)
 
 
-def _launch_on_current(
+def _launch(
     x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, strides: RowStrides | None
 ) -> None:
     device_index = x.get_device()
+    if torch._C._cuda_getDevice() != device_index:
+        with torch.cuda.device(device_index):
+            _launch(x, out, size, scale, signs, inverse, strides)
+        return
+    _enter_thread(device_index)
     signs_are = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
     rows = x.numel() // size
     key = (x.dtype, size, rows, device_index, signs_are, strides is not None)
@@ -138,27 +173,8 @@ def _launch_on_current(
     if prepared is None:
         if len(_prepared) >= _PREPARED_LIMIT:
             _prepared.clear()
-        prepared = _prepared[key] = prepare(*key)
-    arguments: tuple[int | float, ...] = (x.data_ptr(), out.data_ptr(), scale, rows)
-    if signs is not None:
-        arguments += (signs.data_ptr(), signs.numel() // size)
-    if strides is not None:
-        arguments += strides.arguments()
-    stream = _stream(torch._C._cuda_getCurrentRawStream(device_index))
-    cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
-
-
-def _launch(
-    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, strides: RowStrides | None
-) -> None:
-    device_index = x.get_device()
-    if torch._C._cuda_getDevice() == device_index:
-        _enter_thread(device_index)
-        _launch_on_current(x, out, size, scale, signs, inverse, strides)
-        return
-    with torch.cuda.device(device_index):
-        _enter_thread(device_index)
-        _launch_on_current(x, out, size, scale, signs, inverse, strides)
+        prepared = _prepared[key] = prepare(choose_for_device(*key), rows, device_index)
+    launch_prepared(prepared, device_index, kernel_arguments(x, out, scale, rows, size, signs, strides))
 
 
 def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:

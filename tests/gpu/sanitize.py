@@ -1,0 +1,52 @@
+"""Every size, type and option once, with odd row counts, for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck  --error-exitcode 1 python -m tests.gpu.sanitize
+    compute-sanitizer --tool racecheck --error-exitcode 1 python -m tests.gpu.sanitize
+    compute-sanitizer --tool initcheck --error-exitcode 1 python -m tests.gpu.sanitize
+
+Outputs are allocated exactly, without PyTorch's caching (which would hide an access beyond their end):
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 is set here.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+
+from dataclasses import replace
+
+import torch
+
+from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
+from hadacore.elements import CUDA_ELEMENTS
+from hadacore.kernels.architectures import architecture_of
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+
+
+def main() -> None:
+    """Launch every candidate of every size on the current GPU."""
+    torch.cuda.init()
+    device = torch.cuda.current_device()
+    architecture = architecture_of(torch.cuda.get_device_capability(device))
+    launched = 0
+    for element in CUDA_ELEMENTS:
+        for log2_size in range(16):
+            size = 1 << log2_size
+            rows = 3 if log2_size >= 12 else 2 * (512 >> min(log2_size, 9)) + 1
+            signs = torch.ones(size, dtype=element.dtype, device="cuda")
+            for candidate in candidates(element.cuda_code, log2_size, architecture):
+                for signs_are in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
+                    x = torch.randn(rows, size, device="cuda").to(element.dtype)
+                    out = torch.empty_like(x)
+                    prepared = prepare(replace(candidate.configuration, signs=signs_are), rows, device)
+                    used = None if signs_are == NO_SIGNS else signs
+                    launch_prepared(prepared, device, kernel_arguments(x, out, 1.0, rows, size, used, None))
+                    torch.cuda.synchronize()
+                    assert torch.isfinite(out).all()
+                    launched += 1
+    print(f"{launched} launches on {torch.cuda.get_device_name()}")
+
+
+if __name__ == "__main__":
+    main()
