@@ -12,8 +12,8 @@ from hadacore.elements import BY_DTYPE, ELEMENTS
 from hadacore.matrices import check_size
 
 
-def check_input(x: Tensor) -> None:
-    """Check that ``x`` is a tensor of a type and shape that can be transformed."""
+def check_input(x: Tensor) -> int:
+    """Check that ``x`` is a tensor of a type and shape that can be transformed; return its last dimension."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)")
     element = BY_DTYPE.get(x.dtype)
@@ -22,15 +22,19 @@ def check_input(x: Tensor) -> None:
         raise TypeError(f"x must be one of {allowed}, got {x.dtype}; convert it with x.to(torch.float32)")
     if element.cuda_code is None and x.device.type not in ("cpu", "meta"):
         raise TypeError(
-            f"{element.name} is transformed on the CPU only, got a tensor on {x.device}; use x.to(torch.float32) or x.cpu()"
+            f"{element.name} is transformed on the CPU only, got a tensor on {x.device}; "
+            "use x.to(torch.float32) or x.cpu()"
         )
-    if x.dim() == 0:
+    shape = x.shape
+    if not shape:
         raise ValueError("x must have at least one dimension, the one to transform; got a 0-dimensional tensor")
-    if x.shape[-1] == 0:
+    n = shape[-1]
+    if n == 0:
         raise ValueError(
-            f"the last dimension of x must be a transform size of 1 or more, got shape {tuple(x.shape)}; only leading "
+            f"the last dimension of x must be a transform size of 1 or more, got shape {tuple(shape)}; only leading "
             "dimensions may be empty"
         )
+    return n
 
 
 def check_block_size(n: int, block_size: int | None) -> int:

@@ -73,10 +73,10 @@ def hadamard_transform(
     >>> hadamard_transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist()
     [5.0, -1.0, -2.0, 0.0]
     """
-    checks.check_input(x)
+    n = checks.check_input(x)
     if base is not None:
         checks.check_base(base)
-    size = checks.check_block_size(x.shape[-1], block_size)
+    size = checks.check_block_size(n, block_size)
     factor = checks.check_scale(scale, size)
     if signs is not None:
         signs = checks.check_signs(signs, x)
@@ -84,7 +84,7 @@ def hadamard_transform(
         return _into(x, size, factor, signs, inverse, out)
     if not torch.compiler.is_compiling():
         if _can_skip_dispatcher(x):
-            transform = ops.BACKENDS.get(x.device.type)
+            transform = ops.backend_of(x)
             if transform is not None:
                 result = ops.new_output(x)
                 transform(x, result, size, factor, signs, inverse)
@@ -104,6 +104,12 @@ def _into(x: Tensor, size: int, factor: float, signs: Tensor | None, inverse: bo
     target = checks.check_out(x, out)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise ValueError("out= and in-place transforms record no gradient, got a dual tensor; leave out= away")
+    if not torch.compiler.is_compiling() and _can_skip_dispatcher(x) and type(out) in _PLAIN_TENSORS:
+        transform = ops.backend_of(x)
+        if transform is not None:
+            transform(x, target, size, factor, signs, inverse)
+            ops.increment_version(out)
+            return out
     if target is x:
         torch.ops.hadacore.hadamard_transform_(x, size, factor, signs, inverse)
     else:

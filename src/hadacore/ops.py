@@ -33,6 +33,11 @@ LIBRARY.define(
 BACKENDS: dict[str, Transform] = {"cpu": cpu.transform, "cuda": cuda.transform}
 
 
+def backend_of(x: Tensor) -> Transform | None:
+    """The backend of a tensor's device, or None for a device without one (such as meta)."""
+    return BACKENDS["cuda"] if x.is_cuda else BACKENDS["cpu"] if x.is_cpu else None
+
+
 def new_output(x: Tensor) -> Tensor:
     """An uninitialised contiguous tensor like ``x``."""
     return torch.empty_like(x) if x.is_contiguous() else x.new_empty(x.shape)

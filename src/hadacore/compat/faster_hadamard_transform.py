@@ -26,6 +26,7 @@ def hadamard_transform(x: Tensor, inplace: bool = False) -> Tensor:
     Raises:
         TypeError, ValueError: As :func:`hadacore.hadamard_transform`.
 
+    >>> import torch
     >>> hadamard_transform(torch.tensor([3.0, 1.0, 0.0, 0.0])).tolist()
     [2.0, 1.0, 2.0, 1.0]
     """
