@@ -49,17 +49,17 @@ def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
     if bits <= 4:
         groups = [(REGISTERS, range(3), "position in a 16-byte vector"), (LANES, range(3, 8), "lane bits 0 to 4")]
         return _butterflies(groups, bits)
-    exact = Stage(
-        TENSOR_CORES_EXACT,
-        (0, 1, 3, 4),
-        "position bits 0 1, lane bits 0 1",
-        "mma.m16n8k16 on the input, fp32 accumulators",
-    )
     if bits == 8:
+        exact = "mma.m16n8k16 on the input, fp32 accumulators"
         split = "mma.m16n8k16 twice, accumulators as bfloat16 high + low"
-        return [exact, Stage(TENSOR_CORES_SPLIT, (2, 5, 6, 7), "which product, lane bits 2 3 4", split)]
-    groups = [(REGISTERS, range(2, 3), "accumulator half"), (LANES, range(5, 8), "lane bits 2 to 4")]
-    return [exact, *_butterflies(groups, bits)]
+        return [
+            Stage(TENSOR_CORES_EXACT, (0, 1, 3, 4), "position bits 0 1, lane bits 0 1", exact),
+            Stage(TENSOR_CORES_SPLIT, (2, 5, 6, 7), "which product, lane bits 2 3 4", split),
+        ]
+    data_as_a = "mma.m16n8k16 with the input as A, fp32 accumulators"
+    product = Stage(TENSOR_CORES_EXACT, (0, 2, 3, 4), "position bits 0 2, lane bits 0 1", data_as_a)
+    groups = [(REGISTERS, range(1, 2), "accumulator half"), (LANES, range(5, 8), "lane bits 2 to 4")]
+    return [product, *_butterflies(groups, bits)]
 
 
 def _butterflies(groups: list[tuple[str, range, str]], bits: int) -> list[Stage]:

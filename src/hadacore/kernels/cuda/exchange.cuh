@@ -4,9 +4,9 @@
 // fp32 values of its part; each thread then reads the same few elements of every part, finishes with a
 // radix-PARTS butterfly, and stores. With CLUSTER > 1 the parts lie in the shared memory of several blocks.
 //
-// PASSES > 1 moves the part in that many pieces through a proportionally smaller buffer, for GPUs with little
-// shared memory.
+// PASSES = 2 moves each part in two halves through a buffer of half the size, for GPUs with little shared memory.
 
+static_assert(PASSES == 1 || PASSES == 2, "one or two passes");
 constexpr int kTiles = 1 << LOG2_TILES;
 constexpr int kParts = WARPS * CLUSTER;
 constexpr int kThreads = 32 * WARPS;
@@ -34,47 +34,64 @@ __device__ __forceinline__ u32 quad_address(int quad) {
   return 16u * ((tile * 2 + odd) * 32 + (lane ^ (4 * odd)));
 }
 
-__device__ __forceinline__ void write_part(u32 part_address, const float (&value)[kTiles][8], int pass, int lane) {
+// Where a lane writes quad `half` of its part of tile 0. Further tiles lie 1024 bytes apart.
+__device__ __forceinline__ u32 write_address(u32 part_start, int half, int lane) {
+  return part_start + quad_address(kSixteenBit ? 2 * lane + half : 32 * half + lane);
+}
+
+template <int PASS>
+__device__ __forceinline__ void write_part(const u32 (&address)[2], const float (&value)[kTiles][8]) {
 #pragma unroll
   for (int i = 0; i < kPassTiles; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int quad = kSixteenBit ? i * 64 + 2 * lane + half : i * 64 + 32 * half + lane;
-      // A constant index for every pass keeps `value` in registers.
-#pragma unroll
-      for (int p = 0; p < PASSES; ++p) {
-        const float(&v)[8] = value[p * kPassTiles + i];
-        if (p == pass) st_shared_v4_f32(part_address + quad_address(quad), v[4 * half], v[4 * half + 1], v[4 * half + 2], v[4 * half + 3]);
-      }
+      const float(&v)[8] = value[PASS * kPassTiles + i];
+      st_shared_v4_f32(address[half] + 1024u * i, v[4 * half], v[4 * half + 1], v[4 * half + 2], v[4 * half + 3]);
     }
   }
 }
 
-// kGroup consecutive elements, group number `group`, of one part. `address` is where that part starts.
-__device__ __forceinline__ void read_group(float (&value)[kGroup], u32 address, int group) {
+// Where a thread reads its elements of part 0, slot 0; slots lie kSlotBytes apart. A group of 8 is two quads.
+constexpr int kQuadsOfGroup = kGroup / 4 > 0 ? kGroup / 4 : 1;
+constexpr u32 kSlotBytes = 4u * kThreads * kGroup;
+static_assert(kSlots == 1 || kSlotBytes % 1024 == 0, "slots must lie whole tiles apart, as quads are permuted within one");
+
+__device__ __forceinline__ u32 read_offset(int quad_of_group, int group) {
+  if (kGroup >= 4) return quad_address(group * kQuadsOfGroup + quad_of_group);
+  return quad_address(group >> 1) + 8u * (group & 1);  // half a quad
+}
+
+__device__ __forceinline__ float4 read_quad(u32 address) {
+#if CLUSTER > 1
+  return ld_shared_cluster_v4_f32(address);
+#else
+  return ld_shared_v4_f32(address);
+#endif
+}
+
+__device__ __forceinline__ float2 read_half_quad(u32 address) {
+#if CLUSTER > 1
+  return ld_shared_cluster_v2_f32(address);
+#else
+  return ld_shared_v2_f32(address);
+#endif
+}
+
+// The kGroup consecutive elements of one part that start at `part` + `offset`.
+__device__ __forceinline__ void read_group(float (&value)[kGroup], u32 part, const u32 (&offset)[kQuadsOfGroup]) {
   if (kGroup >= 4) {
 #pragma unroll
-    for (int q = 0; q < kGroup / 4; ++q) {
-      const u32 at = address + quad_address(group * (kGroup / 4) + q);
-#if CLUSTER > 1
-      const float4 v = ld_shared_cluster_v4_f32(at);
-#else
-      const float4 v = ld_shared_v4_f32(at);
-#endif
+    for (int q = 0; q < kQuadsOfGroup; ++q) {
+      const float4 v = read_quad(part + offset[q]);
       value[(4 * q) % kGroup] = v.x;
       value[(4 * q + 1) % kGroup] = v.y;
       value[(4 * q + 2) % kGroup] = v.z;
       value[(4 * q + 3) % kGroup] = v.w;
     }
-  } else {  // half a quad
-    const u32 at = address + quad_address(group >> 1) + 8u * (group & 1);
-#if CLUSTER > 1
-    const float2 v = ld_shared_cluster_v2_f32(at);
-#else
-    const float2 v = ld_shared_v2_f32(at);
-#endif
+  } else {
+    const float2 v = read_half_quad(part + offset[0]);
     value[0] = v.x;
-    value[1 % kGroup] = v.y;
+    value[1] = v.y;
   }
 }
 
@@ -88,12 +105,12 @@ __device__ __forceinline__ void exchange_barrier() {
 #endif
 }
 
-// The address of part `part` as this block reads it.
-__device__ __forceinline__ u32 part_address(u32 shared, int part) {
+// Where the parts of block `rank` of the cluster start, as this block reads them.
+__device__ __forceinline__ u32 parts_of_block(u32 shared, int rank) {
 #if CLUSTER > 1
-  return mapa_shared_cluster(shared + (part % WARPS) * kPassBytes, part / WARPS);
+  return mapa_shared_cluster(shared, rank);
 #else
-  return shared + part * kPassBytes;
+  return shared;
 #endif
 }
 

@@ -5,7 +5,8 @@
 
 constexpr int kSize = 1 << LOG2_SIZE;
 constexpr bool kPackedRows = LOG2_SIZE < 8;
-constexpr bool kVectorSpansRows = kSize < kVectorElements;
+constexpr bool kVectorSpansRows = kSize < kVectorElements;  // such rows are never strided
+static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole vectors");
 
 // The kernel's parameters. Those that a configuration does not use are not passed at all.
 #define HADAMARD_PARAMETERS \
@@ -53,20 +54,38 @@ __device__ __forceinline__ i64 row_start(const Rows& r, i64 row, i64 outer_strid
   return outer * outer_stride + (row - outer * r.inner_rows) * inner_stride;
 }
 
-// The element offset in memory of a unit's element `offset`.
-__device__ __forceinline__ i64 element_start(const Rows& r, i64 unit, int offset, i64 outer_stride, i64 inner_stride) {
-  if (!kPackedRows) return row_start(r, unit, outer_stride, inner_stride) + offset;
-  const i64 element = unit * kTileElements + offset;
-  if (!STRIDED) return element;
-  return row_start(r, element >> LOG2_SIZE, outer_stride, inner_stride) + (element & (kSize - 1));
+// Elements of a unit.
+constexpr int kUnitElements = kPackedRows ? kTileElements : kSize;
+
+// Where the vectors of one thread lie. A vector is named by its unit and its offset there, and by its distance in
+// elements from the thread's first vector, a constant once loops are unrolled. Rows that follow one another are one
+// flat array: an address is then a base plus that constant, and a vector exists if the constant is less than `left`.
+struct Cursor {
+  const char* x;
+  char* y;
+  int left;  // elements from the thread's first vector to the end, at most 2^30
+};
+
+__device__ __forceinline__ Cursor make_cursor(const Rows& r, i64 first_unit, int lane) {
+  const i64 start = first_unit * kUnitElements + vector_offset(0, lane);
+  const i64 left = r.rows * kSize - start;
+  return {r.x + start * kElementBytes, r.y + start * kElementBytes, (int)(left < (1 << 30) ? left : 1 << 30)};
 }
 
 // How many of the vector's elements exist: all, none, or, where a vector spans rows, some.
-__device__ __forceinline__ int elements_present(const Rows& r, i64 unit, int offset) {
-  if (!kPackedRows) return kVectorElements;
-  const i64 left = r.rows * kSize - (unit * kTileElements + offset);
-  if (kVectorSpansRows) return left >= kVectorElements ? kVectorElements : left < 0 ? 0 : (int)left;
-  return left > 0 ? kVectorElements : 0;
+__device__ __forceinline__ int elements_present(const Cursor& cursor, int distance) {
+  // A whole row exists or does not: one comparison for all its vectors.
+  if (!kPackedRows) return cursor.left > distance / kUnitElements * kUnitElements ? kVectorElements : 0;
+  if (cursor.left <= distance) return 0;
+  if (kVectorSpansRows && cursor.left < distance + kVectorElements) return cursor.left - distance;
+  return kVectorElements;
+}
+
+// The element offset in memory of a unit's element `offset`, for rows at strides.
+__device__ __forceinline__ i64 strided_start(const Rows& r, i64 unit, int offset, i64 outer_stride, i64 inner_stride) {
+  if (!kPackedRows) return row_start(r, unit, outer_stride, inner_stride) + offset;
+  const i64 element = unit * kTileElements + offset;
+  return row_start(r, element >> LOG2_SIZE, outer_stride, inner_stride) + (element & (kSize - 1));
 }
 
 __device__ __forceinline__ u32 load_element(const char* address) {
@@ -87,18 +106,23 @@ __device__ __forceinline__ uint4 gather_elements(const char* base, i64 start, in
 }
 
 // A vector of x; elements that do not exist are 0.
-__device__ __forceinline__ uint4 load_vector(const Rows& r, i64 unit, int offset) {
-  const int present = elements_present(r, unit, offset);
+__device__ __forceinline__ uint4 load_vector(const Rows& r, const Cursor& cursor, int distance, i64 unit, int offset) {
+  const int present = elements_present(cursor, distance);
   if (present == 0) return make_uint4(0, 0, 0, 0);
-  const i64 start = element_start(r, unit, offset, r.x_outer, r.x_inner);
-  if (kVectorSpansRows && present < kVectorElements) return gather_elements(r.x, start, present, 0);
-  return ld_global_v4(r.x + start * kElementBytes);
+  if (STRIDED) return ld_global_v4(r.x + strided_start(r, unit, offset, r.x_outer, r.x_inner) * kElementBytes);
+  const char* source = cursor.x + distance * kElementBytes;
+  if (kVectorSpansRows && present < kVectorElements) return gather_elements(source, 0, present, 0);
+  return ld_global_v4(source);
 }
 
-__device__ __forceinline__ void store_vector(const Rows& r, i64 unit, int offset, uint4 v) {
-  const int present = elements_present(r, unit, offset);
+__device__ __forceinline__ void store_vector(const Rows& r, const Cursor& cursor, int distance, i64 unit, int offset, uint4 v) {
+  const int present = elements_present(cursor, distance);
   if (present == 0) return;
-  char* target = r.y + element_start(r, unit, offset, r.y_outer, r.y_inner) * kElementBytes;
+  if (STRIDED) {
+    st_global_v4(r.y + strided_start(r, unit, offset, r.y_outer, r.y_inner) * kElementBytes, v);
+    return;
+  }
+  char* target = cursor.y + distance * kElementBytes;
   if (kVectorSpansRows && present < kVectorElements) {
     const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll

@@ -3,7 +3,7 @@
 // Which index bits a tile contracts, and how (bit numbers as in element.cuh; size = 2^LOG2_SIZE):
 //
 //   float32, and 16-bit up to size 16     every bit by an fp32 butterfly, in registers or between lanes
-//   16-bit, sizes 32, 64, 128             bits 0 1 3 4 by one mma, bit 2 in registers, bits 5 6 between lanes
+//   16-bit, sizes 32, 64, 128             bits 0 2 3 4 by one mma, bit 1 in registers, bits 5 6 between lanes
 //   16-bit, size 256 and above            bits 0 1 3 4 by one mma, bits 2 5 6 7 by a second one
 //
 // No mma ever holds two rows in its K dimension. A block-diagonal H16 would multiply the other row by 0, and
@@ -77,21 +77,19 @@ __device__ __forceinline__ void tile_by_butterflies(float (&value)[8], int lane)
 // ---- Tensor Cores ---------------------------------------------------------------------------------
 
 // Sizes 32, 64, 128: data as A, H16 as B, so the results keep the lanes and positions of the elements.
-//   K before:  bit 0 = pair, bits 3 4 = lane bits 0 1, bit 1 = register (a0/a2)
-//   N after:   bit 0 = pair, bits 3 4 = lane bits 0 1, bit 1 = which product (columns 0..7 or 8..15)
-//   M:         bit 2 = register (a0/a1), bits 5 6 7 = lane bits 2 3 4, untouched
-// Then bit 2 in registers, and the row's bits above 4 (size 64: bit 5; size 128: bits 5 6) between lanes.
+//   K before:  bit 0 = pair, bits 3 4 = lane bits 0 1, bit 2 = register (a0/a2)
+//   N after:   bit 0 = pair, bits 3 4 = lane bits 0 1, bit 2 = which product (columns 0..7 or 8..15)
+//   M:         bit 1 = register (a0/a1), bits 5 6 7 = lane bits 2 3 4, untouched
+// With bit 2 rather than bit 1 in K, a fragment is the loaded vector as it is, and needs no moves. Then bit 1 in
+// registers, and the row's bits above 4 (size 64: bit 5; size 128: bits 5 6) between lanes.
 __device__ __forceinline__ void tile_by_one_product(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
   float columns[2][4];
   const u32 p = h.exact, n = h.exact ^ kNegatePair;
-  mma_exact(columns[0], x.word[0], x.word[2], x.word[1], x.word[3], p, p);
-  mma_exact(columns[1], x.word[0], x.word[2], x.word[1], x.word[3], p, n);
+  mma_exact(columns[0], x.word[0], x.word[1], x.word[2], x.word[3], p, p);
+  mma_exact(columns[1], x.word[0], x.word[1], x.word[2], x.word[3], p, n);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int bit0 = i & 1, bit1 = (i >> 1) & 1, bit2 = i >> 2;
-    value[i] = columns[bit1][2 * bit2 + bit0];
-  }
-  register_butterfly<4>(value);
+  for (int i = 0; i < 8; ++i) value[i] = columns[i / 4][i % 4];
+  register_butterfly<2>(value);
   if (kTileBits > 5) lane_butterfly(value, lane, 2);
   if (kTileBits > 6) lane_butterfly(value, lane, 3);
 }

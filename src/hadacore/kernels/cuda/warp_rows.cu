@@ -9,21 +9,24 @@ constexpr int kWordsPerUnit = kTiles * kTileWords;
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const i64 units = kPackedRows ? (problem.rows * kSize + kTileElements - 1) / kTileElements : problem.rows;
   const i64 first = (i64)blockIdx.x * (WARPS * UNITS) + warp;
+  // A warp past the end leaves as a whole. Within a warp, units past the end are computed on zeros and not stored:
+  // a condition around shuffles and products would cost a convergence barrier for each of them.
+  if (first * kUnitElements >= problem.rows * kSize) return;
+  const Cursor cursor = make_cursor(problem, first, lane);
   Hadamard16 h;
   if (kTensorCores) h.init(lane);
 
   PackedTile packed[UNITS][kTiles];
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
-    const i64 unit = first + u * WARPS;
-    if (unit < units) {
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
+    for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int v = 0; v < kTileVectors; ++v)
-          set_vector(packed[u][tile], v, load_vector(problem, unit, tile * kTileElements + vector_offset(v, lane)));
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int distance = u * WARPS * kUnitElements + tile * kTileElements + v * 128;
+        const int offset = tile * kTileElements + vector_offset(v, lane);
+        set_vector(packed[u][tile], v, load_vector(problem, cursor, distance, first + u * WARPS, offset));
       }
     }
   }
@@ -31,43 +34,41 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
     const i64 unit = first + u * WARPS;
-    if (unit < units) {  // the same for the whole warp
-      SignBits<kWordsPerUnit> sign_bits;
-      if (SIGNS != NO_SIGNS) {
-        sign_bits.clear();
+    SignBits<kWordsPerUnit> sign_bits;
+    if (SIGNS != NO_SIGNS) {
+      sign_bits.clear();
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-          for (int v = 0; v < kTileVectors; ++v) {
-            const uint4 s = load_sign_vector(problem, unit, tile * kTileElements + vector_offset(v, lane));
-            const int word = tile * kTileWords + 4 * v;
-            sign_bits.insert(word, s.x);
-            sign_bits.insert(word + 1, s.y);
-            sign_bits.insert(word + 2, s.z);
-            sign_bits.insert(word + 3, s.w);
-          }
-        }
+      for (int i = 0; i < kTiles * kTileVectors; ++i) {
+        const int offset = (i / kTileVectors) * kTileElements + vector_offset(i % kTileVectors, lane);
+        const uint4 s = load_sign_vector(problem, unit, offset);
+        sign_bits.insert(4 * i, s.x);
+        sign_bits.insert(4 * i + 1, s.y);
+        sign_bits.insert(4 * i + 2, s.z);
+        sign_bits.insert(4 * i + 3, s.w);
       }
+    }
 
-      float value[kTiles][8];
+    float value[kTiles][8];
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        if (SIGNS == SIGNS_BEFORE) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (SIGNS == SIGNS_BEFORE) {
 #pragma unroll
-          for (int w = 0; w < kTileWords; ++w)
-            packed[u][tile].word[w] = sign_bits.apply(tile * kTileWords + w, packed[u][tile].word[w]);
-        }
-        transform_tile(value[tile], packed[u][tile], h, lane);
+        for (int w = 0; w < kTileWords; ++w)
+          packed[u][tile].word[w] = sign_bits.apply(tile * kTileWords + w, packed[u][tile].word[w]);
       }
-      outer_butterflies(value);
+      transform_tile(value[tile], packed[u][tile], h, lane);
+    }
+    outer_butterflies(value);
 
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        PackedTile result;
-        scale_and_round(result.word, value[tile], (float)scale, sign_bits, tile * kTileWords);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      PackedTile result;
+      scale_and_round(result.word, value[tile], (float)scale, sign_bits, tile * kTileWords);
 #pragma unroll
-        for (int v = 0; v < kTileVectors; ++v)
-          store_vector(problem, unit, tile * kTileElements + vector_offset(v, lane), get_vector(result, v));
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int distance = u * WARPS * kUnitElements + tile * kTileElements + v * 128;
+        const int offset = tile * kTileElements + vector_offset(v, lane);
+        store_vector(problem, cursor, distance, unit, offset, get_vector(result, v));
       }
     }
   }
