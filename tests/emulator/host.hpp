@@ -1,0 +1,238 @@
+// host.hpp: stands in for ptx.cuh and for what CUDA builds in, so that g++ compiles the kernel text.
+//
+// Arithmetic of one thread is ordinary C++. Everything that memory, other lanes or other blocks take part in is a
+// call into runtime.cpp, which also does the checking. No standard header is included: a kernel compiles in a
+// fraction of the time, and the kernel text sees no names that nvcc would not show it.
+
+#pragma once
+
+#define HADACORE_EMULATED 1
+#define __global__
+#define __device__
+#define __shared__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) uint2 { u32 x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline int __popc(u32 v) { return __builtin_popcount(v); }
+
+namespace emulator {
+
+struct Index {
+  u32 x, y, z;
+};
+// Of the thread that runs now; the scheduler sets them at every switch.
+extern Index thread_index, block_index, grid_dimensions;
+
+// What a kernel's parameters are taken from.
+struct Arguments {
+  const char* x;
+  char* y;
+  double scale;
+  i64 rows;
+  const char* signs;
+  i64 sign_rows;
+  i64 inner_rows, x_outer, x_inner, y_outer, y_inner;
+};
+
+// Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
+constexpr u32 kSharedBase = 1024;
+
+enum class Window { OF_BLOCK, OF_CLUSTER };
+enum class Format { FLOAT16, BFLOAT16 };
+
+// `instruction` is the name that errors are reported under.
+void load_global(void* value, const void* address, int bytes, const char* instruction);
+void store_global(void* address, const void* value, int bytes, const char* instruction);
+void load_shared(void* value, u32 address, int bytes, Window window, const char* instruction);
+void store_shared(u32 address, const void* value, int bytes, const char* instruction);
+void start_copy(u32 shared_address, const void* address, const char* instruction);
+void wait_for_copies(const char* instruction);
+void block_barrier(const char* instruction);
+void cluster_arrive(const char* instruction);
+void cluster_wait(const char* instruction);
+u32 cluster_rank();
+u32 map_shared(u32 address, u32 rank, const char* instruction);
+float exchange_lanes(float v, u32 mask, const char* instruction);
+void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Format format, const char* instruction);
+u32 half_bits(float v);
+u32 bfloat16_bits(float v);
+float half_value(u32 bits);
+
+}  // namespace emulator
+
+#define threadIdx emulator::thread_index
+#define blockIdx emulator::block_index
+#define gridDim emulator::grid_dimensions
+
+// ---- memory ---------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint4 ld_global_v4(const void* address) {
+  uint4 v;
+  emulator::load_global(&v, address, 16, __func__);
+  return v;
+}
+
+__device__ __forceinline__ uint2 ld_global_v2(const void* address) {
+  uint2 v;
+  emulator::load_global(&v, address, 8, __func__);
+  return v;
+}
+
+__device__ __forceinline__ u32 ld_global_u32(const void* address) {
+  u32 v;
+  emulator::load_global(&v, address, 4, __func__);
+  return v;
+}
+
+__device__ __forceinline__ u32 ld_global_u16(const void* address) {
+  u16 v;
+  emulator::load_global(&v, address, 2, __func__);
+  return v;
+}
+
+__device__ __forceinline__ void st_global_v4(void* address, uint4 v) {
+  emulator::store_global(address, &v, 16, __func__);
+}
+
+__device__ __forceinline__ void st_global_v2(void* address, uint2 v) {
+  emulator::store_global(address, &v, 8, __func__);
+}
+
+__device__ __forceinline__ void st_global_u32(void* address, u32 v) {
+  emulator::store_global(address, &v, 4, __func__);
+}
+
+__device__ __forceinline__ void st_global_u16(void* address, u32 v) {
+  const u16 low = (u16)v;
+  emulator::store_global(address, &low, 2, __func__);
+}
+
+__device__ __forceinline__ u32 cvta_to_shared_dynamic() {
+  return emulator::kSharedBase;
+}
+
+__device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
+  uint4 v;
+  emulator::load_shared(&v, address, 16, emulator::Window::OF_BLOCK, __func__);
+  return v;
+}
+
+__device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, float c, float d) {
+  const float4 v = {a, b, c, d};
+  emulator::store_shared(address, &v, 16, __func__);
+}
+
+__device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
+  float4 v;
+  emulator::load_shared(&v, address, 16, emulator::Window::OF_BLOCK, __func__);
+  return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_v2_f32(u32 address) {
+  float2 v;
+  emulator::load_shared(&v, address, 8, emulator::Window::OF_BLOCK, __func__);
+  return v;
+}
+
+__device__ __forceinline__ void cp_async_cg_16(u32 shared_address, const void* address) {
+  emulator::start_copy(shared_address, address, __func__);
+}
+
+// Groups do not matter as long as the only wait is for all of them, committed or not.
+__device__ __forceinline__ void cp_async_commit_group() {}
+
+__device__ __forceinline__ void cp_async_wait_all() {
+  emulator::wait_for_copies(__func__);
+}
+
+// ---- synchronisation and clusters -----------------------------------------------------------------
+
+__device__ __forceinline__ void bar_sync() {
+  emulator::block_barrier(__func__);
+}
+
+__device__ __forceinline__ u32 cluster_ctarank() {
+  return emulator::cluster_rank();
+}
+
+__device__ __forceinline__ u32 mapa_shared_cluster(u32 address, u32 rank) {
+  return emulator::map_shared(address, rank, __func__);
+}
+
+__device__ __forceinline__ float4 ld_shared_cluster_v4_f32(u32 address) {
+  float4 v;
+  emulator::load_shared(&v, address, 16, emulator::Window::OF_CLUSTER, __func__);
+  return v;
+}
+
+__device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
+  float2 v;
+  emulator::load_shared(&v, address, 8, emulator::Window::OF_CLUSTER, __func__);
+  return v;
+}
+
+__device__ __forceinline__ void barrier_cluster_arrive() {
+  emulator::cluster_arrive(__func__);
+}
+
+__device__ __forceinline__ void barrier_cluster_wait() {
+  emulator::cluster_wait(__func__);
+}
+
+// ---- conversion -----------------------------------------------------------------------------------
+
+__device__ __forceinline__ u32 cvt_rn_f16x2_f32(float high, float low) {
+  return emulator::half_bits(high) << 16 | emulator::half_bits(low);
+}
+
+__device__ __forceinline__ u32 cvt_rn_bf16x2_f32(float high, float low) {
+  return emulator::bfloat16_bits(high) << 16 | emulator::bfloat16_bits(low);
+}
+
+__device__ __forceinline__ float cvt_f32_f16(u32 bits) {
+  return emulator::half_value(bits);
+}
+
+__device__ __forceinline__ float mov_f32_b32(u32 bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, 4);
+  return v;
+}
+
+__device__ __forceinline__ u32 mov_b32_f32(float v) {
+  u32 bits;
+  __builtin_memcpy(&bits, &v, 4);
+  return bits;
+}
+
+// ---- warp-wide ------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
+  return emulator::exchange_lanes(v, mask, __func__);
+}
+
+__device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3,
+                                                     u32 b0, u32 b1, const float (&c)[4]) {
+  const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+  emulator::multiply(d, a, b, c, emulator::Format::FLOAT16, __func__);
+}
+
+__device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3,
+                                                      u32 b0, u32 b1, const float (&c)[4]) {
+  const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+  emulator::multiply(d, a, b, c, emulator::Format::BFLOAT16, __func__);
+}

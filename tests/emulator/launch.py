@@ -1,0 +1,206 @@
+"""Runs emulated kernels on arrays of numpy and CPU tensors of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
+from hadacore.kernels.source import constants, kernel_source
+from tests.emulator.build import build_kernel, load_kernel, runtime
+
+Array: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
+
+#: inner_rows, x_outer, x_inner, y_outer, y_inner, in elements.
+Strides: TypeAlias = "tuple[int, int, int, int, int]"
+
+_CONTIGUOUS_ROWS: Strides = (1, 0, 0, 0, 0)
+_ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
+#if SIGNS != 0
+  , a.signs, a.sign_rows
+#endif
+#if STRIDED
+  , a.inner_rows, a.x_outer, a.x_inner, a.y_outer, a.y_inner
+#endif
+);"""
+_COPY_ENTRY = "copy_vectors(a.x, a.y, a.rows);"
+_COPY_THREADS = 256
+
+
+class EmulationError(Exception):
+    """What the emulator found wrong, one finding a line."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a launch without errors did.
+
+    Attributes:
+        written_bytes: Bytes of the output that were written, each once.
+        extra_wavefronts: Wavefronts that shared-memory bank conflicts added.
+    """
+
+    written_bytes: int
+    extra_wavefronts: int
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("scale", ctypes.c_double),
+        ("rows", ctypes.c_int64),
+        ("signs", ctypes.c_void_p),
+        ("sign_rows", ctypes.c_int64),
+        ("strides", ctypes.c_int64 * 5),
+    )
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("begin", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+        ("readable", ctypes.c_int),
+        ("writable", ctypes.c_int),
+    )
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("entry", ctypes.c_void_p),
+        ("arguments", ctypes.POINTER(_Arguments)),
+        ("clusters", ctypes.c_int64),
+        ("cluster_blocks", ctypes.c_int),
+        ("threads", ctypes.c_int),
+        ("shared_bytes", ctypes.c_uint32),
+        ("buffer_count", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("buffers", _Buffer * 3),
+        ("written_bytes", ctypes.c_int64),
+        ("extra_wavefronts", ctypes.c_int64),
+        ("error_count", ctypes.c_int64),
+        ("errors", ctypes.c_char * 4096),
+    )
+
+
+_one_launch_at_a_time = threading.Lock()
+
+
+def _extent(array: Array) -> tuple[int, int]:
+    """Where the elements begin and end."""
+    if isinstance(array, torch.Tensor):
+        if not array.is_contiguous() or array.device.type != "cpu":
+            raise ValueError("buffers must be contiguous tensors in host memory")
+        return array.data_ptr(), array.data_ptr() + array.numel() * array.element_size()
+    if not array.flags.c_contiguous:
+        raise ValueError("buffers must be contiguous arrays")
+    return array.ctypes.data, array.ctypes.data + array.nbytes
+
+
+def _buffers(x: Array, y: Array, signs: Array | None) -> list[_Buffer]:
+    (x_begin, x_end), (y_begin, y_end) = _extent(x), _extent(y)
+    if (x_begin, x_end) == (y_begin, y_end):
+        found = [_Buffer(b"x = y", x_begin, x_end, 1, 1)]
+    elif x_begin < y_end and y_begin < x_end:
+        raise ValueError("x and y overlap but are not the same")
+    else:
+        found = [_Buffer(b"x", x_begin, x_end, 1, 0), _Buffer(b"y", y_begin, y_end, 0, 1)]
+    if signs is not None:
+        found.append(_Buffer(b"signs", *_extent(signs), 1, 0))
+    return found
+
+
+class Program:
+    """Compiled kernel text with its launch shape."""
+
+    def __init__(
+        self, text: str, entry: str, constants: Sequence[tuple[str, str]] = (), *, threads: int, shared_bytes: int = 0,
+        cluster: int = 1,
+    ) -> None:  # fmt: skip
+        library = load_kernel(build_kernel(text, entry, constants))
+        self._entry = ctypes.cast(library.emulated_entry, ctypes.c_void_p).value
+        self._threads, self._shared_bytes, self._cluster = threads, shared_bytes, cluster
+
+    def run(
+        self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
+        strides: Strides = _CONTIGUOUS_ROWS, grid: int = 1, seed: int = 0,
+    ) -> Report:  # fmt: skip
+        """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y`` and ``signs``.
+
+        Args:
+            x: Input.
+            y: Output; may be ``x``.
+            scale: Passed to the kernel, as are ``rows``, ``sign_rows`` and ``strides``.
+            rows: Rows to transform.
+            signs: Signs of a randomized transform.
+            sign_rows: Rows of signs.
+            strides: Two-level strides of the rows.
+            grid: Clusters; blocks, where the cluster is one block.
+            seed: 0 runs threads in their natural order and lands each cp.async at its wait. Others shuffle the
+                threads, and land each cp.async at once (1 mod 3), at any moment (2 mod 3) or at its wait (0 mod 3).
+
+        Raises:
+            EmulationError: The kernel did something that a GPU would not forgive.
+        """
+        buffers = _buffers(x, y, signs)
+        signs_address = None if signs is None else _extent(signs)[0]
+        arguments = _Arguments(
+            _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides)
+        )
+        launch = _Launch(
+            entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
+            threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
+        )  # fmt: skip
+        launch.buffers[: len(buffers)] = buffers
+        with _one_launch_at_a_time:
+            runtime().emulator_launch(ctypes.byref(launch))
+        if launch.error_count:
+            raise EmulationError(f"{launch.error_count} errors, the first are:\n{launch.errors.decode()}")
+        return Report(launch.written_bytes, launch.extra_wavefronts)
+
+
+class EmulatedKernel(Program):
+    """A configuration of the transform, compiled from the package's own text."""
+
+    def __init__(self, configuration: KernelConfiguration) -> None:
+        c = configuration
+        super().__init__(
+            kernel_source(c.kernel, ptx=False), _ENTRY, constants(c), threads=c.threads, shared_bytes=c.shared_bytes,
+            cluster=c.cluster,
+        )  # fmt: skip
+        self.configuration = c
+
+    def run(
+        self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
+        strides: Strides | None = None, grid: int = 1, seed: int = 0,
+    ) -> Report:  # fmt: skip
+        """As :meth:`Program.run`; signs and strides must be given exactly where the configuration has them."""
+        if (signs is None) != (self.configuration.signs == NO_SIGNS):
+            raise ValueError("signs do not go with the configuration")
+        if (strides is None) == self.configuration.strided:
+            raise ValueError("strides do not go with the configuration")
+        return super().run(
+            x, y, scale, rows, signs=signs, sign_rows=sign_rows, strides=strides or _CONTIGUOUS_ROWS, grid=grid,
+            seed=seed,
+        )  # fmt: skip
+
+
+class EmulatedCopy(Program):
+    """The copy kernel, ``units`` 16-byte vectors a thread."""
+
+    def __init__(self, units: int) -> None:
+        text = resources.files("hadacore.kernels.cuda").joinpath("copy.cu").read_text(encoding="utf-8")
+        super().__init__(f'#line 1 "copy.cu"\n{text}', _COPY_ENTRY, [("UNITS", str(units))], threads=_COPY_THREADS)
+        self._vectors_per_block = _COPY_THREADS * units
+
+    def copy(self, x: Array, y: Array, vectors: int, *, seed: int = 0) -> Report:
+        """Copy ``vectors`` vectors of 16 bytes."""
+        return self.run(x, y, rows=vectors, grid=-(-vectors // self._vectors_per_block), seed=seed)
