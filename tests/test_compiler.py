@@ -57,6 +57,11 @@ def test_resources_report_a_spill() -> None:
     assert not compiler.resources_of(crowded, "sm_90a").stays_in_registers
 
 
+def test_a_report_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the assembler.s report has no .*registers"):
+        compiler.parse_report("")
+
+
 def test_options_cost_nothing_when_unused() -> None:
     """A kernel without signs and strides is the same machine code whatever those options are elsewhere."""
     plain = constants(SMALL)

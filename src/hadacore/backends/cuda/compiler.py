@@ -14,7 +14,7 @@ from hadacore.backends.cuda.cache import cache_folder, open_cache
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.configurations import KernelConfiguration
-from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
 
 
 @dataclass(frozen=True)
@@ -98,20 +98,17 @@ def compile_source(
         program.close()
 
 
-def resources_of(configuration: KernelConfiguration, architecture: str) -> Resources:
-    """Compile a configuration and return what the assembler reports of it."""
-    from hadacore.kernels.source import ENTRY_POINT
+def parse_report(report: str) -> Resources:
+    """The assembler's report, as :func:`compile_source` writes it to ``log``.
 
-    log = StringIO()
-    compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, ENTRY_POINT, log=log)
-    report = log.getvalue()
+    Raises:
+        ValueError: The text is not such a report.
+    """
 
     def number(pattern: str) -> int:
         found = re.search(pattern, report)
         if found is None:
-            raise RuntimeError(
-                f"the assembler's report for {configuration} on {architecture} has no {pattern!r}: {report!r}"
-            )
+            raise ValueError(f"the assembler's report has no {pattern!r}: {report!r}")
         return int(found.group(1))
 
     return Resources(
@@ -122,10 +119,23 @@ def resources_of(configuration: KernelConfiguration, architecture: str) -> Resou
     )
 
 
+def resources_of(configuration: KernelConfiguration, architecture: str) -> Resources:
+    """Compile a configuration and return what the assembler reports of it."""
+    log = StringIO()
+    compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, ENTRY_POINT, log=log)
+    return parse_report(log.getvalue())
+
+
 def cached_compile(
-    source: str, macros: tuple[tuple[str, str], ...], architecture: str, entry: str, *, folder: Path | None = None,
+    source: str,
+    macros: tuple[tuple[str, str], ...],
+    architecture: str,
+    entry: str,
+    *,
+    folder: Path | None = None,
     refresh: bool = False,
-) -> tuple[CompiledKernel, bool]:  # fmt: skip
+    log: StringIO | None = None,
+) -> tuple[CompiledKernel, bool]:
     """Compile, or take from the cache folder.
 
     Args:
@@ -135,6 +145,7 @@ def cached_compile(
         entry: Name of the kernel.
         folder: Cache folder; the user's by default.
         refresh: Compile even if the cache has it, and replace what it has.
+        log: Receives the assembler's report if the kernel is compiled.
 
     Returns:
         The kernel, and whether it came from the cache.
@@ -145,7 +156,7 @@ def cached_compile(
     if stored is not None:
         code_type, _, code = stored.partition(b"\n")
         return CompiledKernel(code, code_type.decode(), entry), True
-    compiled = compile_source(source, macros, architecture, entry)
+    compiled = compile_source(source, macros, architecture, entry, log=log)
     cache.put(key, compiled.code_type.encode() + b"\n" + compiled.code)
     return compiled, False
 

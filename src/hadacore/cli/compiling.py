@@ -1,0 +1,190 @@
+"""``hadacore compile``: fills a kernel cache for given sizes, types and architectures, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+
+from hadacore.backends.cuda.cache import open_cache, refusal
+from hadacore.backends.cuda.compiler import Resources, cache_key, cached_compile, parse_report, resources_of
+from hadacore.backends.cuda.requirements import compiler_version
+from hadacore.elements import BY_NAME, CUDA_ELEMENTS
+from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.architectures import CHECKED
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, candidates
+from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
+from hadacore.matrices import MAXIMUM_SIZE, check_size
+
+ALL_SIZES = tuple(1 << k for k in range(MAXIMUM_SIZE.bit_length()))
+DTYPES = tuple(element.name for element in CUDA_ELEMENTS)
+
+# A worker imports torch before it compiles anything; fewer kernels than this are quicker without another one.
+_KERNELS_PER_WORKER = 32
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel to compile."""
+
+    dtype: str
+    architecture: str
+    configuration: KernelConfiguration
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What became of a kernel.
+
+    Attributes:
+        kernel: Which.
+        from_cache: The cache had it already.
+        code_bytes: Size of its machine code.
+        resources: The assembler's report, if asked for.
+        failure: Why there is no kernel, or None.
+    """
+
+    kernel: Kernel
+    from_cache: bool = False
+    code_bytes: int = 0
+    resources: Resources | None = None
+    failure: str | None = None
+
+    @property
+    def spills(self) -> bool:
+        """Whether the assembler reported local memory."""
+        return self.resources is not None and not self.resources.stays_in_registers
+
+
+def kernels_for(
+    sizes: Iterable[int] = ALL_SIZES,
+    dtypes: Iterable[str] = DTYPES,
+    architectures: Iterable[str] = CHECKED,
+    *,
+    signs: bool = False,
+    strided: bool = False,
+) -> tuple[Kernel, ...]:
+    """Every configuration that could be chosen for these sizes, types and architectures.
+
+    Args:
+        sizes: Transform sizes.
+        dtypes: Names of element types.
+        architectures: Such as ``"sm_90a"``.
+        signs: Also with random signs before, and after, the transform.
+        strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector have no such kernel.
+
+    Raises:
+        TypeError, ValueError: There is no such size, type or architecture.
+    """
+    sign_variants = (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER) if signs else (NO_SIGNS,)
+    sizes, dtypes = tuple(sizes), tuple(dtypes)
+    kernels = []
+    for architecture in architectures:
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+        for dtype in dtypes:
+            code = BY_NAME[dtype].cuda_code if dtype in BY_NAME else None
+            if code is None:
+                raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            for size in sizes:
+                log2_size = check_size(size).bit_length() - 1
+                stride_variants = (False, True) if strided and size >= BY_NAME[dtype].vector_elements else (False,)
+                for candidate in candidates(code, log2_size, ARCHITECTURES[architecture]):
+                    for with_signs, with_strides in itertools.product(sign_variants, stride_variants):
+                        c = replace(candidate.configuration, signs=with_signs, strided=with_strides)
+                        kernels.append(Kernel(dtype, architecture, c))
+    return tuple(dict.fromkeys(kernels))
+
+
+def compile_one(kernel: Kernel, folder: Path, check: bool = False) -> Compiled:
+    """Compile one kernel into ``folder``, unless it is there. With ``check``, have the assembler report on it."""
+    c = kernel.configuration
+    source, macros = kernel_source(c.kernel), constants(c)
+    log = StringIO() if check else None
+    try:
+        compiled, from_cache = cached_compile(source, macros, kernel.architecture, ENTRY_POINT, folder=folder, log=log)
+        if not from_cache and open_cache(folder).get(cache_key(source, macros, kernel.architecture)) is None:
+            return Compiled(kernel, failure=f"{folder} could not be written; is it read-only, or the disk full?")
+        # NVRTC older than the GPU gives PTX, which the driver assembles; there is nothing to report on yet.
+        resources = None
+        if log is not None and compiled.code_type == "cubin":
+            resources = resources_of(c, kernel.architecture) if from_cache else parse_report(log.getvalue())
+    except Exception as error:  # the compiler's own error types differ between releases; report it, go on with the rest
+        return Compiled(kernel, failure=f"{type(error).__name__}: {error}")
+    return Compiled(kernel, from_cache, len(compiled.code), resources)
+
+
+def worker_count(jobs: int | None, kernels: int) -> int:
+    """Processes to use: ``jobs``, or as many as there are processors and enough work for."""
+    if jobs is not None:
+        if jobs < 1:
+            raise ValueError(f"jobs must be 1 or more, got {jobs}")
+        return jobs
+    return max(1, min(os.cpu_count() or 1, kernels // _KERNELS_PER_WORKER))
+
+
+def _compiled(kernels: Sequence[Kernel], folder: Path, check: bool, workers: int) -> Iterator[Compiled]:
+    work = functools.partial(compile_one, folder=folder, check=check)
+    if workers == 1:
+        yield from map(work, kernels)
+        return
+    # Not forked: torch has threads by now.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, kernels, chunksize=4)
+
+
+def check_cache_folder(folder: Path) -> None:
+    """Create the cache folder, or say why kernels cannot be kept in it.
+
+    Raises:
+        ValueError: It cannot be created or written, or others could write it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ValueError(f"the cache folder {folder} cannot be made: {error}") from error
+    reason = refusal(folder)
+    if reason is not None:
+        raise ValueError(reason)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"the cache folder {folder} cannot be written")
+
+
+def compile_all(
+    kernels: Sequence[Kernel],
+    folder: Path,
+    *,
+    check: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[Compiled], None] = lambda compiled: None,
+) -> list[Compiled]:
+    """Compile kernels into a cache folder, in several processes.
+
+    Args:
+        kernels: As of :func:`kernels_for`.
+        folder: The cache folder.
+        check: Have the assembler report registers and spills of each.
+        jobs: Processes; by default as many as are worth it.
+        progress: Called with each result.
+
+    Returns:
+        One result for each kernel, in order; failures are among them.
+
+    Raises:
+        ValueError: The folder cannot be used.
+        BackendUnavailableError: cuda-core or NVRTC is missing.
+    """
+    workers = worker_count(jobs, len(kernels))
+    compiler_version()
+    check_cache_folder(folder)
+    results = []
+    for compiled in _compiled(kernels, folder, check, workers):
+        progress(compiled)
+        results.append(compiled)
+    return results
