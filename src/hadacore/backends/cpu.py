@@ -11,9 +11,11 @@ from torch import Tensor
 
 from hadacore.backends import Support
 
-# Elements transformed at a time. Two fp32 buffers of this many stay in a 2 MiB second-level cache: 3.6x faster than
-# whole-tensor passes at size 4096 on 4M elements, 2 cores.
-_CHUNK_ELEMENTS = 1 << 17
+# Elements transformed at a time: two fp32 buffers of this many stay in the caches.
+_CHUNK_ELEMENTS = 1 << 18
+# Index bits below this size are contracted with the elements transposed, see _butterflies: 1.3 to 1.65x less processor
+# time than butterflies in natural order at sizes 128 to 32768 (4M elements, float32 and float16, one thread).
+_TRANSPOSED_SIZE = 128
 
 
 def support(device: torch.device | None = None) -> Support:
@@ -21,15 +23,33 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"PyTorch operations, {torch.get_num_threads()} threads")
 
 
-def _butterflies(values: Tensor, spare: Tensor, size: int) -> Tensor:
-    """Transform the rows of ``values`` (rows, size) bit by bit, going back and forth between two buffers."""
+def _butterfly(source: Tensor, target: Tensor, run: int) -> None:
+    """(a, b) -> (a + b, a - b) for all pairs of runs of ``run`` consecutive elements."""
+    pairs, results = source.view(-1, 2, run), target.view(-1, 2, run)
+    torch.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
+    torch.sub(pairs[:, 0], pairs[:, 1], out=results[:, 1])
+
+
+def _butterflies(values: Tensor, size: int) -> Tensor:
+    """Transform consecutive blocks of ``size`` elements bit by bit, lowest first; ``values`` is overwritten.
+
+    PyTorch is fast on long contiguous runs only, and the runs of index bit k are 2^k long. So the lowest bits are
+    contracted with the matrix of (groups, 128 elements) transposed, where the run of bit k is 2^k times the groups.
+    """
+    low = min(size, _TRANSPOSED_SIZE)
+    groups = values.numel() // low
+    spare = torch.empty_like(values)
+    spare.view(low, groups).copy_(values.view(groups, low).T)
+    values, spare = spare, values
     distance = 1
+    while distance < low:
+        _butterfly(values, spare, distance * groups)
+        values, spare = spare, values
+        distance *= 2
+    spare.view(groups, low).copy_(values.view(low, groups).T)
+    values, spare = spare, values
     while distance < size:
-        source = values.view(-1, size // (2 * distance), 2, distance)
-        target = spare.view_as(source)
-        a, b = source[:, :, 0], source[:, :, 1]
-        torch.add(a, b, out=target[:, :, 0])
-        torch.sub(a, b, out=target[:, :, 1])
+        _butterfly(values, spare, distance)
         values, spare = spare, values
         distance *= 2
     return values
@@ -58,7 +78,7 @@ def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | N
         values = part.to(work_dtype, copy=True, memory_format=torch.contiguous_format)
         if signs is not None and not inverse:
             values *= signs
-        values = _butterflies(values, torch.empty_like(values), size).view(part.shape)
+        values = _butterflies(values.view(-1), size).view(part.shape)
         values *= scale
         if signs is not None and inverse:
             values *= signs
