@@ -15,7 +15,7 @@ import hadacore
 PACKAGE = Path(hadacore.__file__).parent
 
 # From the public function down. A module imports only modules to its right; `leaves` may be imported from anywhere.
-FLOW = ["cli", "benchmarking", "compat", "modules", "plan", "functional", "ops", "backends", "kernels", "epilogues"]
+FLOW = ["cli", "benchmarking", "compat", "modules", "functional", "plan", "ops", "backends", "kernels", "epilogues"]
 LEAVES = {"errors": [], "elements": [], "matrices": ["kernels"], "checks": ["matrices", "elements"]}
 
 
