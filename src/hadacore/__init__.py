@@ -9,7 +9,7 @@ True
 
 from hadacore.errors import BackendUnavailableError
 from hadacore.functional import hadamard_transform, hadamard_transform_
-from hadacore.matrices import describe, hadamard_matrix
+from hadacore.matrices import Factorization, describe, factor, hadamard_matrix, known_orders
 from hadacore.modules import HadamardTransform
 from hadacore.plan import Plan, plan
 
@@ -17,12 +17,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "Factorization",
     "HadamardTransform",
     "Plan",
     "__version__",
     "describe",
+    "factor",
     "hadamard_matrix",
     "hadamard_transform",
     "hadamard_transform_",
+    "known_orders",
     "plan",
 ]
