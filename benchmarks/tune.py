@@ -15,6 +15,7 @@ import csv
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from hadacore.kernels.architectures import Architecture, architecture_of
 from hadacore.kernels.configurations import KernelConfiguration, choose
 
 WORKLOADS = [
+    (2**12, HOT),
     (2**16, HOT),
     (2**16, COLD),
     (2**19, COLD),
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--sizes", required=True, help="comma-separated")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--elements", default="", help="comma-separated; all of WORKLOADS by default")
+    parser.add_argument("--programmatic", action="store_true", help="also try each with programmatic launch")
     parser.add_argument("--top", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path())
     arguments = parser.parse_args()
@@ -121,6 +124,8 @@ def main() -> None:
     for size in sizes:
         log2_size = size.bit_length() - 1
         configurations = list(dict.fromkeys(space(element.cuda_code, log2_size, architecture)))
+        if arguments.programmatic and architecture.has_clusters:
+            configurations += [replace(c, programmatic=True) for c in configurations]
         reference = None
         for configuration in configurations:
             reference = _check(configuration, arena.workload(max(2**16, size), HOT).rows_of(size), reference)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_options_cost_nothing_when_unused() -> None:
     code = compiler.compile_source(kernel_source("warp_rows"), plain, "sm_90a", ENTRY_POINT).code
     signed = KernelConfiguration("warp_rows", 0, 7, signs=SIGNS_BEFORE)
     assert code != compiler.compile_source(kernel_source("warp_rows"), constants(signed), "sm_90a", ENTRY_POINT).code
+
+
+@pytest.mark.parametrize("architecture", [name for name in CHECKED if BY_NAME[name].has_clusters])
+def test_programmatic_launch_compiles(architecture: str) -> None:
+    for configuration in (SMALL, KernelConfiguration("exchange_rows", 0, 12, 2, 4)):
+        assert compiler.resources_of(replace(configuration, programmatic=True), architecture).stays_in_registers
 
 
 def test_copy_kernel_compiles() -> None:

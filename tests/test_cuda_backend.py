@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,6 +16,7 @@ from hadacore.backends import cuda
 from hadacore.backends.cuda import launch
 from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
+from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, choose
 from tests import oracle, tolerances
 from tests.emulator import EmulatedKernel, compiler
@@ -164,6 +166,15 @@ def test_two_strides_address_every_row(data: st.DataObject) -> None:
     else:
         steps = {b - a for a, b in itertools.pairwise(starts)}
         assert len(steps) > 2  # two levels have at most two distances between neighbours
+
+
+def test_launch_shape() -> None:
+    few = choose(0, 15, 2, (9, 0), PROCESSORS)
+    assert launch.launch_shape(few, 2, PROCESSORS) == {"grid": 2, "block": 64, "shmem_size": 16384, "cluster": 8}
+    early = replace(choose(0, 7, 8, (9, 0), PROCESSORS), programmatic=True)
+    expected = {"grid": 1, "block": 128, "shmem_size": 0, "programmatic_stream_serialization": True}
+    assert launch.launch_shape(early, 8, PROCESSORS) == expected
+    assert early.runs_on(architecture_of((9, 0))) and not early.runs_on(architecture_of((8, 0)))
 
 
 def test_strides_differ_between_input_and_output() -> None:

@@ -170,6 +170,14 @@ def test_signs(configuration: KernelConfiguration, signs_are: int) -> None:
         _assert_close(y, oracle.transform(x, signs=_repeated(signs, rows), inverse=signs_are == SIGNS_AFTER))
 
 
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if c.element_code == 0 and c.log2_size in (3, 10, 15)], ids=_name
+)
+def test_programmatic_launch_waits_before_it_reads(configuration: KernelConfiguration) -> None:
+    x = _random_rows(configuration, _some_rows(configuration))
+    assert torch.equal(_transform(replace(configuration, programmatic=True), x), _transform(configuration, x))
+
+
 @pytest.mark.parametrize("factor", [6e4, 1e-4])
 @pytest.mark.parametrize("configuration", [c for c in CONFIGURATIONS if c.element_code == 0], ids=_name)
 def test_extremes_of_float16(configuration: KernelConfiguration, factor: float) -> None:

@@ -64,6 +64,8 @@ void wait_for_copies(const char* instruction);
 void block_barrier(const char* instruction);
 void cluster_arrive(const char* instruction);
 void cluster_wait(const char* instruction);
+void let_dependents_start();
+void wait_for_previous_grid();
 u32 cluster_rank();
 u32 map_shared(u32 address, u32 rank, const char* instruction);
 float exchange_lanes(float v, u32 mask, const char* instruction);
@@ -183,6 +185,14 @@ __device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
   float2 v;
   emulator::load_shared(&v, address, 8, emulator::Window::OF_CLUSTER, __func__);
   return v;
+}
+
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  emulator::let_dependents_start();
+}
+
+__device__ __forceinline__ void griddepcontrol_wait() {
+  emulator::wait_for_previous_grid();
 }
 
 __device__ __forceinline__ void barrier_cluster_arrive() {

@@ -61,6 +61,7 @@ struct Thread {
   State state = State::READY;
   const char* instruction = nullptr;  // that it waits at
   u32 index = 0, block = 0;
+  bool previous_grid_runs = false;  // this one lets others start early, so it may have been started early itself
   Clock clock;
   std::vector<Copy> copies;  // started and not waited for
 };

@@ -38,6 +38,10 @@ inline int find_buffer(const char* address, int bytes, bool writes, const char* 
 
 // Whether the access may go ahead. At most one error an access.
 inline bool check_global(const char* address, int bytes, bool writes, const char* instruction) {
+  if (current->previous_grid_runs) {
+    report(instruction, "global memory is accessed before griddepcontrol_wait");
+    return false;
+  }
   const int index = find_buffer(address, bytes, writes, instruction);
   if (index < 0) return false;
   std::vector<Cell>& cells = global_cells[index];

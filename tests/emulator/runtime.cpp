@@ -179,6 +179,10 @@ void collective(Operands& operands, const char* instruction, Compute compute) {
 
 // ---- what the kernel calls ------------------------------------------------------------------------
 
+void let_dependents_start() { current->previous_grid_runs = true; }
+
+void wait_for_previous_grid() { current->previous_grid_runs = false; }
+
 void load_global(void* value, const void* address, int bytes, const char* instruction) {
   if (check_global(static_cast<const char*>(address), bytes, false, instruction)) std::memcpy(value, address, bytes);
   else std::memset(value, kPoison, bytes);

@@ -124,6 +124,10 @@ FAULTS = {
         "is a race: this (read|write)|was never written",
     ),
     "another block leaves": (f"{_STORE} {_CLUSTER_BARRIER} {_REMOTE_LOAD}", "may exit while another block reads"),
+    "input before the previous grid has ended": (
+        "griddepcontrol_launch_dependents(); ld_global_u32(x + 4 * t); griddepcontrol_wait();",
+        "global memory is accessed before griddepcontrol_wait",
+    ),
     "a rank that does not exist": ("mapa_shared_cluster(shared, 2);", "mapa_shared_cluster: block 2 of 2"),
     "cluster address outside clusters' instructions": (
         "ld_shared_v4(mapa_shared_cluster(shared, 0));",
@@ -166,6 +170,9 @@ CORRECT = {
     "own slot without a barrier": f"{_COPY} cp_async_wait_all(); ld_shared_v4(shared + 16 * t); {_STORE}",
     "copy shown to others": f"{_COPY} cp_async_wait_all(); bar_sync(); {_LOAD_OTHER}",
     "another block's memory between cluster barriers": f"{_STORE} {_CLUSTER_BARRIER} {_REMOTE_LOAD} {_CLUSTER_BARRIER}",
+    "input after the previous grid has ended": (
+        "griddepcontrol_launch_dependents(); griddepcontrol_wait(); ld_global_u32(x + 4 * t);"
+    ),
     "whole warps apart": "if (t < 32) shfl_sync_bfly(1.f, 1); bar_sync();",
 }
 

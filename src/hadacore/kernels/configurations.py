@@ -36,6 +36,7 @@ class KernelConfiguration:
         prefetch: ``exchange_rows`` only: copy the next row to shared memory while this one is transformed; blocks
             then loop over rows.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
+        programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER`` the transform.
         strided: Rows lie at two-level strides rather than one after the other.
     """
@@ -50,6 +51,7 @@ class KernelConfiguration:
     passes: int = 1
     prefetch: bool = False
     minimum_blocks: int = 1
+    programmatic: bool = False
     signs: int = NO_SIGNS
     strided: bool = False
 
@@ -97,8 +99,8 @@ class KernelConfiguration:
 
     def runs_on(self, architecture: Architecture) -> bool:
         """Whether a GPU of this architecture has the features and the shared memory."""
-        if self.cluster > 1 and not architecture.has_clusters:
-            return False
+        if (self.cluster > 1 or self.programmatic) and not architecture.has_clusters:
+            return False  # both came with compute capability 9.0
         return self.shared_bytes <= architecture.shared_memory_per_block
 
     def __str__(self) -> str:
@@ -109,6 +111,8 @@ class KernelConfiguration:
             parts += [f"{self.cluster} blocks/row", f"{self.passes} exchange pass" + ("es" if self.passes > 1 else "")]
             if self.prefetch:
                 parts.append("prefetch")
+        if self.programmatic:
+            parts.append("programmatic launch")
         return ", ".join(parts)
 
 
@@ -227,6 +231,7 @@ def choose(
         rows: Rows to transform.
         capability: Compute capability of the GPU.
         multiprocessors: Multiprocessors of the GPU.
+        programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER``.
         strided: Rows lie at two-level strides.
     """

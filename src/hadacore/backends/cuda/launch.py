@@ -67,6 +67,8 @@ def launch_shape(configuration: KernelConfiguration, rows: int, multiprocessors:
     }
     if configuration.cluster > 1:
         shape["cluster"] = configuration.cluster
+    if configuration.programmatic:
+        shape["programmatic_stream_serialization"] = True
     return shape
 
 

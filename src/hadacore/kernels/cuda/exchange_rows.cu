@@ -90,6 +90,7 @@ __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], c
 
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
+  let_next_kernel_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #if CLUSTER > 1
   const int block = cluster_ctarank();
@@ -110,6 +111,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   for (int half = 0; half < 2; ++half) write_at[half] = write_address(shared + warp * kPassBytes, half, lane);
 #pragma unroll
   for (int q = 0; q < kQuadsOfGroup; ++q) read_at[q] = read_offset(q, first_group);
+
+  begin_memory_accesses();
 
   i64 row = blockIdx.x / CLUSTER;
   if (PREFETCH && row < problem.rows) {

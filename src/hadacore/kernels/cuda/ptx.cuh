@@ -133,6 +133,15 @@ __device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
   return v;
 }
 
+// griddepcontrol: let the next kernel of the stream start its prologue; wait until the previous one's writes are visible.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+__device__ __forceinline__ void griddepcontrol_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }

@@ -48,6 +48,20 @@ struct Rows {
 #define HADAMARD_ROWS_STRIDED(name)
 #endif
 
+// Programmatic dependent launch: this kernel may be started before the previous one of its stream has ended, and lets
+// the next one be. Everything up to begin_memory_accesses() overlaps; nothing before it may touch global memory.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if PROGRAMMATIC
+  griddepcontrol_launch_dependents();
+#endif
+}
+
+__device__ __forceinline__ void begin_memory_accesses() {
+#if PROGRAMMATIC
+  griddepcontrol_wait();
+#endif
+}
+
 __device__ __forceinline__ i64 row_start(const Rows& r, i64 row, i64 outer_stride, i64 inner_stride) {
   if (!STRIDED) return row * kSize;
   const i64 outer = row / r.inner_rows;

@@ -8,6 +8,7 @@ constexpr int kWordsPerUnit = kTiles * kTileWords;
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
+  let_next_kernel_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const i64 first = (i64)blockIdx.x * (WARPS * UNITS) + warp;
   // A warp past the end leaves as a whole. Within a warp, units past the end are computed on zeros and not stored:
@@ -16,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   const Cursor cursor = make_cursor(problem, first, lane);
   Hadamard16 h;
   if (kTensorCores) h.init(lane);
+  begin_memory_accesses();
 
   PackedTile packed[UNITS][kTiles];
 #pragma unroll
