@@ -1,0 +1,103 @@
+"""The script that holds measurements against the targets: it can pass, and every target can be missed."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "check_targets.py"
+
+
+@pytest.fixture(scope="module")
+def targets() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("check_targets", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["check_targets"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def _table() -> list[dict[str, str]]:
+    """A grid on which everything takes exactly as long as a copy."""
+    return [
+        {
+            "dtype": dtype, "hadamard_size": str(size), "elements": str(elements), "regime": regime, "copy_us": "10",
+            "hadacore_us": "10", "hadacore_inplace_us": "10", "hadacore_error_ratio": "1.0",
+        }
+        for dtype, size, elements, regime in itertools.product(
+            ("float16", "bfloat16", "float32"), (1, 128, 1024, 4096, 8192, 16384, 32768), (2**16, 2**19, 2**21, 2**23),
+            ("hot", "cold"),
+        )
+    ]  # fmt: skip
+
+
+def _peers(factor: float) -> list[dict[str, str]]:
+    peers = ("fast_hadamard_transform", "hadacore_original", "quack")
+    return [{**row, **{f"{peer}_us": str(10 * factor) for peer in peers}} for row in _table()]
+
+
+def test_a_copy_meets_every_target(targets: ModuleType) -> None:
+    verdicts = targets.check(_table()) + targets.check_peers(_table(), _peers(5.0))
+    assert all(verdict.met for verdict in verdicts)
+    assert len(verdicts) == 5 * 5 + 2 + 1 + 1 + 3 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "name"),
+    [
+        ({"dtype": "float16", "elements": str(2**23), "regime": "cold", "hadamard_size": "128"}, {"hadacore_us": "10.3"},
+         "16-bit, >= 2^23, cold, n <= 1024"),
+        ({"dtype": "bfloat16", "elements": str(2**21), "regime": "cold", "hadamard_size": "32768"}, {"hadacore_us": "14.1"},
+         "16-bit, 2^21, cold, n <= 32768"),
+        ({"dtype": "float16", "elements": str(2**16), "regime": "hot", "hadamard_size": "8192"}, {"hadacore_us": "18.1"},
+         "16-bit, 2^16 and below, n <= 8192"),
+        ({"dtype": "float32", "elements": str(2**23), "regime": "cold", "hadamard_size": "32768"}, {"hadacore_us": "10.9"},
+         "float32, >= 2^23, cold, n <= 32768"),
+        ({"dtype": "float32", "hadamard_size": "1"}, {"hadacore_inplace_us": "10.4"}, "in place over out of place"),
+        ({"dtype": "float16", "hadamard_size": "1"}, {"hadacore_error_ratio": "1.003"}, "16-bit error / correct rounding"),
+    ],
+)  # fmt: skip
+def test_one_slow_point_is_a_miss(
+    targets: ModuleType, where: dict[str, str], change: dict[str, str], name: str
+) -> None:
+    rows = _table()
+    next(row for row in rows if where.items() <= row.items()).update(change)
+    assert [verdict.name for verdict in targets.check(rows) if not verdict.met] == [name]
+
+
+def test_peers_can_be_ahead(targets: ModuleType) -> None:
+    peers = _peers(5.0)
+    peers[7]["quack_us"] = "9.9"
+    missed = [verdict for verdict in targets.check_peers(_table(), peers) if not verdict.met]
+    assert [(verdict.name, verdict.worst) for verdict in missed] == [("never slower than quack", 0.99)]
+    names = {verdict.name for verdict in targets.check_peers(_table(), _peers(1.2)) if not verdict.met}
+    assert names == {
+        "geometric mean over hadacore_original",
+        "geometric mean over fast_hadamard_transform",
+        "geometric mean over quack",
+        "128 x 2^23 cold over fast_hadamard_transform",
+    }
+
+
+def test_what_was_not_measured_is_a_miss(targets: ModuleType) -> None:
+    assert not any(verdict.met for verdict in targets.check([]))
+
+
+def test_command(tmp_path: Path) -> None:
+    rows = _table()
+    for name, table in (("good", rows), ("bad", [{**row, "hadacore_us": "30"} for row in rows])):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(table)
+    good = subprocess.run([sys.executable, SCRIPT, tmp_path / "good"], capture_output=True, text=True)
+    assert good.returncode == 0 and "29 of 29 targets met" in good.stdout
+    bad = subprocess.run([sys.executable, SCRIPT, tmp_path / "bad"], capture_output=True, text=True)
+    assert bad.returncode == 1 and "MISS" in bad.stdout
