@@ -165,6 +165,9 @@ def main() -> None:
     parser.add_argument("table", type=Path)
     parser.add_argument("--peers", type=Path)
     arguments = parser.parse_args()
+    for path in (arguments.table, arguments.peers):
+        if path is not None and not path.is_file():
+            parser.error(f"there is no table {path}; `hadacore bench --out DIR` writes DIR/hadacore-bench.csv")
     rows = _read(arguments.table)
     verdicts = check(rows)
     if arguments.peers is not None:

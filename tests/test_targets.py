@@ -101,3 +101,5 @@ def test_command(tmp_path: Path) -> None:
     assert good.returncode == 0 and "29 of 29 targets met" in good.stdout
     bad = subprocess.run([sys.executable, SCRIPT, tmp_path / "bad"], capture_output=True, text=True)
     assert bad.returncode == 1 and "MISS" in bad.stdout
+    absent = subprocess.run([sys.executable, SCRIPT, tmp_path / "absent"], capture_output=True, text=True)
+    assert absent.returncode == 2 and "there is no table" in absent.stderr
