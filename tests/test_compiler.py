@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from hadacore.backends import cuda
 from hadacore.backends.cuda import compiler, requirements
@@ -190,6 +191,18 @@ def test_missing_cuda_core_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     try:
         with pytest.raises(
             BackendUnavailableError, match=r'needs the package cuda-core.*pip install "hadacore\[cuda1\d\]"'
+        ):
+            requirements.cuda_core()
+    finally:
+        requirements.cuda_core.cache_clear()
+
+
+def test_amd_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    requirements.cuda_core.cache_clear()
+    try:
+        with pytest.raises(
+            BackendUnavailableError, match=r"built for AMD GPUs \(ROCm 6.4\).*move the tensor to the CPU"
         ):
             requirements.cuda_core()
     finally:

@@ -20,8 +20,14 @@ def cuda_core() -> ModuleType:
     """The module ``cuda.core``.
 
     Raises:
-        BackendUnavailableError: It, its bindings or the CUDA driver are missing; the message says what to install.
+        BackendUnavailableError: It, its bindings or the CUDA driver are missing; the message says what to install. Or torch
+            is built for AMD GPUs, whose tensors call themselves CUDA tensors too.
     """
+    if torch.version.hip:
+        raise BackendUnavailableError(
+            f"this torch is built for AMD GPUs (ROCm {torch.version.hip}), for which hadacore has no backend in this "
+            "release; move the tensor to the CPU"
+        )
     try:
         import cuda.core
     except ImportError as error:
