@@ -36,13 +36,7 @@ __device__ __forceinline__ void prefetch_row(u32 stage, const char* source) {
 // Signs in the order in which the elements are loaded.
 __device__ __forceinline__ void load_signs_before(SignBits<kWordsPerRow>& sign_bits, const char* base) {
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const uint4 s = ld_global_v4(base + vector_bytes_apart(i));
-    sign_bits.insert(4 * i, s.x);
-    sign_bits.insert(4 * i + 1, s.y);
-    sign_bits.insert(4 * i + 2, s.z);
-    sign_bits.insert(4 * i + 3, s.w);
-  }
+  for (int i = 0; i < kVectors; ++i) sign_bits.insert_vector(i, ld_global_v4(base + vector_bytes_apart(i)));
 }
 
 // Signs in the order in which the results are stored.

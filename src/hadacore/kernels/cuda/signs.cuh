@@ -25,6 +25,14 @@ struct SignBits {
     bits[index / kWordsPerSignRegister] |= (word & kSignMask) >> (index % kWordsPerSignRegister);
   }
 
+  // The same for the four words of the lane's vector number `vector`.
+  __device__ __forceinline__ void insert_vector(int vector, uint4 words) {
+    insert(4 * vector, words.x);
+    insert(4 * vector + 1, words.y);
+    insert(4 * vector + 2, words.z);
+    insert(4 * vector + 3, words.w);
+  }
+
   __device__ __forceinline__ u32 apply(int index, u32 word) const {
     return word ^ ((bits[index / kWordsPerSignRegister] << (index % kWordsPerSignRegister)) & kSignMask);
   }

@@ -42,11 +42,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 #pragma unroll
       for (int i = 0; i < kTiles * kTileVectors; ++i) {
         const int offset = (i / kTileVectors) * kTileElements + vector_offset(i % kTileVectors, lane);
-        const uint4 s = load_sign_vector(problem, unit, offset);
-        sign_bits.insert(4 * i, s.x);
-        sign_bits.insert(4 * i + 1, s.y);
-        sign_bits.insert(4 * i + 2, s.z);
-        sign_bits.insert(4 * i + 3, s.w);
+        sign_bits.insert_vector(i, load_sign_vector(problem, unit, offset));
       }
     }
 
