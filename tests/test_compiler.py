@@ -20,14 +20,14 @@ from hadacore.backends.cuda.cache import CACHE_VARIABLE, KernelCache, cache_fold
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import BY_NAME, CHECKED
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
-from hadacore.kernels.source import ENTRY_POINT, constants, copy_source, kernel_source
+from hadacore.kernels.source import constants, copy_source, kernel_source
 
 SMALL = KernelConfiguration("warp_rows", 0, 7)
 
 
 def _compile(folder: Path, configuration: KernelConfiguration = SMALL) -> tuple[compiler.CompiledKernel, bool]:
     return compiler.cached_compile(
-        kernel_source(configuration.kernel), constants(configuration), "sm_90a", ENTRY_POINT, folder=folder
+        kernel_source(configuration.kernel), constants(configuration), "sm_90a", folder=folder
     )
 
 
@@ -68,9 +68,9 @@ def test_options_cost_nothing_when_unused() -> None:
     """A kernel without signs and strides is the same machine code whatever those options are elsewhere."""
     plain = constants(SMALL)
     assert dict(plain)["SIGNS"] == "0" and dict(plain)["STRIDED"] == "0"
-    code = compiler.compile_source(kernel_source("warp_rows"), plain, "sm_90a", ENTRY_POINT).code
+    code = compiler.compile_source(kernel_source("warp_rows"), plain, "sm_90a").code
     signed = KernelConfiguration("warp_rows", 0, 7, signs=SIGNS_BEFORE)
-    assert code != compiler.compile_source(kernel_source("warp_rows"), constants(signed), "sm_90a", ENTRY_POINT).code
+    assert code != compiler.compile_source(kernel_source("warp_rows"), constants(signed), "sm_90a").code
 
 
 @pytest.mark.parametrize("architecture", [name for name in CHECKED if BY_NAME[name].has_clusters])
@@ -80,7 +80,7 @@ def test_programmatic_launch_compiles(architecture: str) -> None:
 
 
 def test_copy_kernel_compiles() -> None:
-    assert compiler.compile_source(copy_source(), (("UNITS", "4"),), "sm_80", "copy_vectors").code_type == "cubin"
+    assert compiler.compile_source(copy_source(), (("UNITS", "4"),), "sm_80").code_type == "cubin"
 
 
 def test_second_compile_comes_from_disk(folder: Path) -> None:
@@ -212,14 +212,14 @@ def test_amd_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_architecture_beyond_the_compiler_gets_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_known_architectures", lambda: (80, 90))
-    newer = compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_120", ENTRY_POINT)
+    newer = compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_120")
     assert newer.code_type == "ptx" and b".target sm_90" in newer.code
 
 
 def test_architecture_before_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_known_architectures", lambda: (90, 100))
     with pytest.raises(BackendUnavailableError, match="compiles for sm_90 and newer, not for sm_80"):
-        compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_80", ENTRY_POINT)
+        compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_80")
 
 
 def test_support_without_a_gpu_gives_a_reason() -> None:

@@ -198,7 +198,7 @@ def test_repeated_launches_are_prepared_once(monkeypatch: pytest.MonkeyPatch) ->
 
     def prepare(configuration: KernelConfiguration, rows: int, device_index: int) -> launch.PreparedLaunch:
         prepared.append(rows)
-        return launch.PreparedLaunch(configuration, "kernel", "shape", rows)
+        return launch.PreparedLaunch("kernel", "shape")
 
     monkeypatch.setattr(launch, "_prepared", {})
     monkeypatch.setattr(launch, "_streams", {})

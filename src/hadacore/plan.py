@@ -14,7 +14,7 @@ import torch
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, choose
+from hadacore.kernels.configurations import KernelConfiguration, choose, signs_placement
 from hadacore.kernels.stages import REGISTERS, Stage, stages_of
 from hadacore.matrices import describe
 
@@ -151,7 +151,7 @@ def plan(
         stages = tuple(Stage(REGISTERS, (bit,), "memory", note) for bit in bits)
         return Plan(problem, "cpu", stages)
     found, processors = target
-    signs_are = NO_SIGNS if not signs else SIGNS_AFTER if inverse else SIGNS_BEFORE
+    signs_are = signs_placement(signs, inverse)
     configuration = choose(
         element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, False
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -23,6 +21,7 @@ def tensor_copy(x: Tensor, y: Tensor) -> None:
 
 def _vector_copy(elements: int, element_size: int, units: int, device_index: int) -> Operation:
     """The project's copy kernel for tensors of this size. The device must be the current one."""
+    from hadacore.backends.cuda.launch import PreparedLaunch, launch_prepared
     from hadacore.backends.cuda.load import load_kernel
     from hadacore.backends.cuda.requirements import cuda_core
     from hadacore.kernels.architectures import architecture_of
@@ -34,14 +33,10 @@ def _vector_copy(elements: int, element_size: int, units: int, device_index: int
     kernel = load_kernel(copy_source(), (("UNITS", str(units)),), architecture, COPY_ENTRY_POINT, 0, device_index)
     vectors = elements * element_size // _VECTOR_BYTES
     shape = core.LaunchConfig(grid=-(-vectors // (_THREADS * units)), block=_THREADS)
-    streams: dict[int, Any] = {0: core.LEGACY_DEFAULT_STREAM}
+    prepared = PreparedLaunch(kernel, shape)
 
     def copy(x: Tensor, y: Tensor) -> None:
-        handle = torch.cuda.current_stream().cuda_stream
-        stream = streams.get(handle)
-        if stream is None:
-            stream = streams[handle] = core.Stream.from_handle(handle)
-        core.launch(stream, shape, kernel, x.data_ptr(), y.data_ptr(), vectors)
+        launch_prepared(prepared, device_index, (x.data_ptr(), y.data_ptr(), vectors))
 
     return copy
 

@@ -19,7 +19,7 @@ from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, candidates
-from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
+from hadacore.kernels.source import constants, kernel_source
 from hadacore.matrices import MAXIMUM_SIZE, check_size
 
 ALL_SIZES = tuple(1 << k for k in range(MAXIMUM_SIZE.bit_length()))
@@ -108,7 +108,7 @@ def compile_one(kernel: Kernel, folder: Path, check: bool = False) -> Compiled:
     source, macros = kernel_source(c.kernel), constants(c)
     log = StringIO() if check else None
     try:
-        compiled, from_cache = cached_compile(source, macros, kernel.architecture, ENTRY_POINT, folder=folder, log=log)
+        compiled, from_cache = cached_compile(source, macros, kernel.architecture, folder=folder, log=log)
         if not from_cache and open_cache(folder).get(cache_key(source, macros, kernel.architecture)) is None:
             return Compiled(kernel, failure=f"{folder} could not be written; is it read-only, or the disk full?")
         # NVRTC older than the GPU gives PTX, which the driver assembles; there is nothing to report on yet.

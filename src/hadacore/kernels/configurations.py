@@ -20,6 +20,13 @@ MAXIMUM_GRID = 2**31 - 1  # blocks of a launch
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
 
 
+def signs_placement(present: bool, inverse: bool) -> int:
+    """Where the signs of a transform are applied: forward is H D, so its inverse is D H^T."""
+    if not present:
+        return NO_SIGNS
+    return SIGNS_AFTER if inverse else SIGNS_BEFORE
+
+
 @dataclass(frozen=True)
 class KernelConfiguration:
     """One specialised kernel.

@@ -73,11 +73,6 @@ class KernelCache:
         except OSError:
             self._files = None  # a read-only home: compile in every process
 
-    @property
-    def usable(self) -> bool:
-        """Whether the folder is used at all."""
-        return self._files is not None
-
     def get(self, key: str) -> bytes | None:
         """The kernel of ``key``, or None if there is none, or what is there is not what was written."""
         if self._files is None:

@@ -14,7 +14,7 @@ from hadacore.backends.cuda.cache import cache_folder, open_cache
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.configurations import KernelConfiguration
-from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
+from hadacore.kernels.source import constants, kernel_source
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class CompiledKernel:
 
     code: bytes
     code_type: str
-    entry: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def cache_key(source: str, macros: tuple[tuple[str, str], ...], architecture: st
 
 
 def compile_source(
-    source: str, macros: tuple[tuple[str, str], ...], architecture: str, entry: str, *, log: StringIO | None = None
+    source: str, macros: tuple[tuple[str, str], ...], architecture: str, *, log: StringIO | None = None
 ) -> CompiledKernel:
     """Compile, without any cache.
 
@@ -93,7 +92,7 @@ def compile_source(
     program = core.Program(source, "c++", options)
     try:
         compiled = program.compile(code_type, logs=log)
-        return CompiledKernel(bytes(compiled.code), code_type, entry)
+        return CompiledKernel(bytes(compiled.code), code_type)
     finally:
         program.close()
 
@@ -122,7 +121,7 @@ def parse_report(report: str) -> Resources:
 def resources_of(configuration: KernelConfiguration, architecture: str) -> Resources:
     """Compile a configuration and return what the assembler reports of it."""
     log = StringIO()
-    compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, ENTRY_POINT, log=log)
+    compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, log=log)
     return parse_report(log.getvalue())
 
 
@@ -130,7 +129,6 @@ def cached_compile(
     source: str,
     macros: tuple[tuple[str, str], ...],
     architecture: str,
-    entry: str,
     *,
     folder: Path | None = None,
     refresh: bool = False,
@@ -142,7 +140,6 @@ def cached_compile(
         source: CUDA text.
         macros: ``-D`` constants.
         architecture: Such as ``"sm_90a"``.
-        entry: Name of the kernel.
         folder: Cache folder; the user's by default.
         refresh: Compile even if the cache has it, and replace what it has.
         log: Receives the assembler's report if the kernel is compiled.
@@ -155,8 +152,8 @@ def cached_compile(
     stored = None if refresh else cache.get(key)
     if stored is not None:
         code_type, _, code = stored.partition(b"\n")
-        return CompiledKernel(code, code_type.decode(), entry), True
-    compiled = compile_source(source, macros, architecture, entry, log=log)
+        return CompiledKernel(code, code_type.decode()), True
+    compiled = compile_source(source, macros, architecture, log=log)
     cache.put(key, compiled.code_type.encode() + b"\n" + compiled.code)
     return compiled, False
 

@@ -20,7 +20,7 @@ from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, choose
+from hadacore.kernels.configurations import KernelConfiguration, choose, signs_placement
 from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
 
 _VECTOR_BYTES = 16
@@ -31,10 +31,8 @@ _PREPARED_LIMIT = 4096
 class PreparedLaunch:
     """A loaded kernel with its launch shape; only pointers, scale and strides are still missing."""
 
-    configuration: KernelConfiguration
     kernel: Any
     shape: Any  # cuda.core.LaunchConfig
-    rows: int
 
 
 _prepared: dict[tuple[Any, ...], PreparedLaunch] = {}
@@ -107,7 +105,7 @@ def prepare(configuration: KernelConfiguration, rows: int, device_index: int) ->
         device_index,
     )
     shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
-    return PreparedLaunch(configuration, kernel, shape, rows)
+    return PreparedLaunch(kernel, shape)
 
 
 def kernel_arguments(
@@ -124,12 +122,12 @@ def kernel_arguments(
 
 def launch_prepared(prepared: PreparedLaunch, device_index: int, arguments: tuple[int | float, ...]) -> None:
     """Launch on the current stream of the device, which must be the current one."""
-    stream = _stream(torch._C._cuda_getCurrentRawStream(device_index))
-    cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
+    cuda_core().launch(current_stream(device_index), prepared.shape, prepared.kernel, *arguments)
 
 
-def _stream(handle: int) -> Any:
-    """The cuda.core stream of a raw handle. Handle 0 is the legacy default stream."""
+def current_stream(device_index: int) -> Any:
+    """PyTorch's current stream of a device as cuda.core's. Handle 0 is the legacy default stream."""
+    handle = torch._C._cuda_getCurrentRawStream(device_index)
     stream = _streams.get(handle)
     if stream is None:
         core = cuda_core()
@@ -168,7 +166,7 @@ def _launch(
             _launch(x, out, size, scale, signs, inverse, strides)
         return
     _enter_thread(device_index)
-    signs_are = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
+    signs_are = signs_placement(signs is not None, inverse)
     rows = x.numel() // size
     key = (x.dtype, size, rows, device_index, signs_are, strides is not None)
     prepared = _prepared.get(key)

@@ -36,10 +36,11 @@ def _relaxed_capture() -> Iterator[None]:
 def _load(
     source: str, macros: tuple[tuple[str, str], ...], architecture: str, entry: str, shared_bytes: int, device_index: int,
     *, refresh: bool,
-) -> tuple[Any, bool]:  # fmt: skip
+) -> Any | None:  # fmt: skip
+    """The loaded kernel, or None if the cache had one that the driver rejects."""
     from cuda.bindings import driver
 
-    compiled, from_cache = cached_compile(source, macros, architecture, entry, refresh=refresh)
+    compiled, from_cache = cached_compile(source, macros, architecture, refresh=refresh)
     core = cuda_core()
     try:
         kernel = object_code(compiled).get_kernel(entry)
@@ -49,14 +50,14 @@ def _load(
     except Exception:
         if not from_cache:
             raise
-        return None, True
+        return None
     if shared_bytes > 48 * 1024:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(
             attribute, shared_bytes, kernel.handle, core.Device(device_index).device_id
         )
         _check(status, "cuKernelSetAttribute")
-    return kernel, from_cache
+    return kernel
 
 
 def load_kernel(
@@ -79,8 +80,8 @@ def load_kernel(
         kernel = _loaded.get(key)
         if kernel is None:
             arguments = (source, macros, architecture, entry, shared_bytes, device_index)
-            kernel, _ = _load(*arguments, refresh=False)
+            kernel = _load(*arguments, refresh=False)
             if kernel is None:
-                kernel, _ = _load(*arguments, refresh=True)
+                kernel = _load(*arguments, refresh=True)
             _loaded[key] = kernel
     return kernel
