@@ -63,7 +63,7 @@ def space(code: int, log2_size: int, architecture: Architecture) -> Iterator[Ker
                 continue
             if passes == 2 and not (log2_size == 15 and code == 2):
                 continue
-            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or (prefetch and log2_cluster):
+            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or passes << log2_cluster > 1 << tiles:
                 continue
             warps = 1 << log2_warps
             for warps_resident in (16, 24, 32):

@@ -341,10 +341,10 @@ def test_compile_fails_on_spills_and_on_errors(
     monkeypatch.setattr(compiling, "resources_of", lambda configuration, architecture: report)  # what is cached already
     monkeypatch.setattr(compiling, "parse_report", lambda text: report)
     text = run(*options, "--check", code=1)
-    assert "0 of 2 kernels failed to compile, 2 spill" in text and "spill_store_bytes=8" in text
+    assert "0 of 3 kernels failed to compile, 3 spill" in text and "spill_store_bytes=8" in text
     run(*options)  # without --check, nothing is checked
     monkeypatch.setattr(compiling, "kernel_source", lambda kernel: "this is no CUDA")
-    assert "2 of 2 kernels failed to compile" in run(*options, code=1)
+    assert "3 of 3 kernels failed to compile" in run(*options, code=1)
 
 
 def test_compile_says_when_the_cache_is_not_filled(

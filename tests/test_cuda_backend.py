@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -170,11 +169,19 @@ def test_two_strides_address_every_row(data: st.DataObject) -> None:
 
 def test_launch_shape() -> None:
     few = choose(0, 15, 2, (9, 0), PROCESSORS)
-    assert launch.launch_shape(few, 2, PROCESSORS) == {"grid": 2, "block": 64, "shmem_size": 16384, "cluster": 8}
-    early = replace(choose(0, 7, 8, (9, 0), PROCESSORS), programmatic=True)
+    assert launch.launch_shape(few, 2, PROCESSORS) == {
+        "grid": 2,
+        "block": 64,
+        "shmem_size": 16392,
+        "cluster": 8,
+        "programmatic_stream_serialization": True,
+    }
+    early = choose(0, 7, 8, (9, 0), PROCESSORS)
     expected = {"grid": 1, "block": 128, "shmem_size": 0, "programmatic_stream_serialization": True}
     assert launch.launch_shape(early, 8, PROCESSORS) == expected
     assert early.runs_on(architecture_of((9, 0))) and not early.runs_on(architecture_of((8, 0)))
+    late = {"grid": 1, "block": 128, "shmem_size": 0}
+    assert launch.launch_shape(choose(0, 7, 8, (8, 0), PROCESSORS), 8, PROCESSORS) == late
 
 
 def test_strides_differ_between_input_and_output() -> None:

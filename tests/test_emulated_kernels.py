@@ -166,7 +166,7 @@ def test_signs(configuration: KernelConfiguration, signs_are: int) -> None:
     x = _random_rows(configuration, rows)
     for sign_rows in (1, 3):
         signs = _random_signs(configuration, sign_rows)
-        y = _transform(replace(configuration, signs=signs_are), x, signs=signs)
+        y = _transform(configuration.with_options(signs_are, False), x, signs=signs)
         _assert_close(y, oracle.transform(x, signs=_repeated(signs, rows), inverse=signs_are == SIGNS_AFTER))
 
 
@@ -176,6 +176,24 @@ def test_signs(configuration: KernelConfiguration, signs_are: int) -> None:
 def test_programmatic_launch_waits_before_it_reads(configuration: KernelConfiguration) -> None:
     x = _random_rows(configuration, _some_rows(configuration))
     assert torch.equal(_transform(replace(configuration, programmatic=True), x), _transform(configuration, x))
+
+
+@pytest.mark.parametrize("signs_are", [NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER], ids=["plain", "before", "after"])
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if c.kernel == "exchange_rows" and c.cluster == 1], ids=_name
+)
+def test_before_hopper(configuration: KernelConfiguration, signs_are: int) -> None:
+    """Without bulk copies and mbarriers the bits are the same."""
+    configuration = configuration.with_options(signs_are, False)
+    x = _random_rows(configuration, 3)
+    signs = None if signs_are == NO_SIGNS else _random_signs(configuration, 1)
+    y = torch.empty_like(x)
+    for seed in range(3):
+        EmulatedKernel(configuration, cuda_arch=800).run(
+            x, y, configuration.size**-0.5, len(x), signs=signs, grid=configuration.grid(len(x), MULTIPROCESSORS),
+            seed=seed,
+        )  # fmt: skip
+        assert torch.equal(y, _transform(configuration, x, signs=signs))
 
 
 @pytest.mark.parametrize("factor", [6e4, 1e-4])
@@ -205,7 +223,8 @@ def test_rows_do_not_leak_into_one_another(configuration: KernelConfiguration) -
 @pytest.mark.parametrize("log2_size", sorted({c.log2_size for c in CONFIGURATIONS}))
 @pytest.mark.parametrize("code", range(3), ids=["float16", "bfloat16", "float32"])
 def test_configurations_of_a_size_agree(code: int, log2_size: int, signs_are: int) -> None:
-    group = [replace(c, signs=signs_are) for c in CONFIGURATIONS if (c.element_code, c.log2_size) == (code, log2_size)]
+    of_size = [c for c in CONFIGURATIONS if (c.element_code, c.log2_size) == (code, log2_size)]
+    group = [c.with_options(signs_are, False) for c in of_size]
     rows = max(_some_rows(c) for c in group)
     x, signs = _random_rows(group[0], rows), None if signs_are == NO_SIGNS else _random_signs(group[0], 2)
     results = [_transform(c, x, signs=signs) for c in group]
@@ -257,11 +276,11 @@ def _strided(configuration: KernelConfiguration, x: Layout, y: Layout, inner_row
 @pytest.mark.parametrize("signs_are", [NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER], ids=["plain", "before", "after"])
 @pytest.mark.parametrize(
     "configuration",
-    [replace(c, strided=True) for c in CONFIGURATIONS if c.size * DTYPES[c.element_code].itemsize >= 16],
+    [c for c in CONFIGURATIONS if c.size * DTYPES[c.element_code].itemsize >= 16],
     ids=_name,
 )
 def test_strided_rows(configuration: KernelConfiguration, signs_are: int) -> None:
-    configuration = replace(configuration, signs=signs_are)
+    configuration = configuration.with_options(signs_are, True)
     inner_rows, size, dtype = 3, configuration.size, DTYPES[configuration.element_code]
     outer_rows = -(-_some_rows(configuration) // inner_rows) + 1
     rows = outer_rows * inner_rows - 1  # the last group is incomplete
@@ -288,7 +307,9 @@ def test_strided_rows(configuration: KernelConfiguration, signs_are: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "configuration", [replace(c, strided=True) for c in CONFIGURATIONS if c.log2_size in (5, 8, 11, 15)], ids=_name
+    "configuration",
+    [c.with_options(NO_SIGNS, True) for c in CONFIGURATIONS if c.log2_size in (5, 8, 11, 15)],
+    ids=_name,
 )
 def test_strided_rows_in_place(configuration: KernelConfiguration) -> None:
     inner_rows, outer_rows, size = 2, 2, configuration.size

@@ -6,7 +6,9 @@
 
 #pragma once
 
-#define HADACORE_EMULATED 1
+#ifndef __CUDA_ARCH__  // a constant of the kernel may choose another
+#define __CUDA_ARCH__ 900
+#endif
 #define __global__
 #define __device__
 #define __shared__
@@ -51,20 +53,26 @@ struct Arguments {
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
 constexpr u32 kSharedBase = 1024;
 
-enum class Window { OF_BLOCK, OF_CLUSTER };
 enum class Format { FLOAT16, BFLOAT16 };
 
 // `instruction` is the name that errors are reported under.
 void load_global(void* value, const void* address, int bytes, const char* instruction);
 void store_global(void* address, const void* value, int bytes, const char* instruction);
-void load_shared(void* value, u32 address, int bytes, Window window, const char* instruction);
+void load_shared(void* value, u32 address, int bytes, const char* instruction);
 void store_shared(u32 address, const void* value, int bytes, const char* instruction);
 void start_copy(u32 shared_address, const void* address, const char* instruction);
 void wait_for_copies(const char* instruction);
+void init_mbarrier(u32 barrier, u32 arrivals, const char* instruction);
+void publish_mbarriers();
+void arrive_at_mbarrier(u32 barrier, u32 expected_bytes, const char* instruction);
+bool wait_at_mbarrier(u32 barrier, u32 parity, const char* instruction);
+void start_remote_store(u32 address, u32 barrier, const void* value, const char* instruction);
+void start_bulk_copy(u32 shared_address, const void* address, u32 bytes, u32 barrier, const char* instruction);
+void warp_barrier(const char* instruction);
 void block_barrier(const char* instruction);
 void cluster_arrive(const char* instruction);
 void cluster_wait(const char* instruction);
-void let_dependents_start();
+void let_dependents_start(const char* instruction);
 void wait_for_previous_grid();
 u32 cluster_rank();
 u32 map_shared(u32 address, u32 rank, const char* instruction);
@@ -129,7 +137,7 @@ __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
 
 __device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
   uint4 v;
-  emulator::load_shared(&v, address, 16, emulator::Window::OF_BLOCK, __func__);
+  emulator::load_shared(&v, address, 16, __func__);
   return v;
 }
 
@@ -140,13 +148,13 @@ __device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, 
 
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
-  emulator::load_shared(&v, address, 16, emulator::Window::OF_BLOCK, __func__);
+  emulator::load_shared(&v, address, 16, __func__);
   return v;
 }
 
 __device__ __forceinline__ float2 ld_shared_v2_f32(u32 address) {
   float2 v;
-  emulator::load_shared(&v, address, 8, emulator::Window::OF_BLOCK, __func__);
+  emulator::load_shared(&v, address, 8, __func__);
   return v;
 }
 
@@ -163,6 +171,18 @@ __device__ __forceinline__ void cp_async_wait_all() {
 
 // ---- synchronisation and clusters -----------------------------------------------------------------
 
+__device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
+  emulator::init_mbarrier(barrier, arrivals, __func__);
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  emulator::arrive_at_mbarrier(barrier, 0, __func__);
+}
+
+__device__ __forceinline__ void bar_warp_sync() {
+  emulator::warp_barrier(__func__);
+}
+
 __device__ __forceinline__ void bar_sync() {
   emulator::block_barrier(__func__);
 }
@@ -175,20 +195,29 @@ __device__ __forceinline__ u32 mapa_shared_cluster(u32 address, u32 rank) {
   return emulator::map_shared(address, rank, __func__);
 }
 
-__device__ __forceinline__ float4 ld_shared_cluster_v4_f32(u32 address) {
-  float4 v;
-  emulator::load_shared(&v, address, 16, emulator::Window::OF_CLUSTER, __func__);
-  return v;
+__device__ __forceinline__ void st_async_v4_b32(u32 address, u32 barrier, float a, float b, float c, float d) {
+  const float4 v = {a, b, c, d};
+  emulator::start_remote_store(address, barrier, &v, __func__);
 }
 
-__device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
-  float2 v;
-  emulator::load_shared(&v, address, 8, emulator::Window::OF_CLUSTER, __func__);
-  return v;
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
+  emulator::arrive_at_mbarrier(barrier, bytes, __func__);
+}
+
+__device__ __forceinline__ bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
+  return emulator::wait_at_mbarrier(barrier, parity, __func__);
+}
+
+__device__ __forceinline__ void cp_async_bulk(u32 shared_address, const void* address, u32 bytes, u32 barrier) {
+  emulator::start_bulk_copy(shared_address, address, bytes, barrier, __func__);
+}
+
+__device__ __forceinline__ void fence_mbarrier_init() {
+  emulator::publish_mbarriers();
 }
 
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
-  emulator::let_dependents_start();
+  emulator::let_dependents_start(__func__);
 }
 
 __device__ __forceinline__ void griddepcontrol_wait() {

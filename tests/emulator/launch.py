@@ -83,6 +83,7 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint32),
         ("buffer_count", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
+        ("programmatic", ctypes.c_int64),
         ("buffers", _Buffer * 3),
         ("written_bytes", ctypes.c_int64),
         ("extra_wavefronts", ctypes.c_int64),
@@ -123,11 +124,12 @@ class Program:
 
     def __init__(
         self, text: str, entry: str, constants: Sequence[tuple[str, str]] = (), *, threads: int, shared_bytes: int = 0,
-        cluster: int = 1,
+        cluster: int = 1, programmatic: bool = False,
     ) -> None:  # fmt: skip
         library = load_kernel(build_kernel(text, entry, constants))
         self._entry = ctypes.cast(library.emulated_entry, ctypes.c_void_p).value
         self._threads, self._shared_bytes, self._cluster = threads, shared_bytes, cluster
+        self._programmatic = programmatic
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
@@ -144,8 +146,8 @@ class Program:
             sign_rows: Rows of signs.
             strides: Two-level strides of the rows.
             grid: Clusters; blocks, where the cluster is one block.
-            seed: 0 runs threads in their natural order and lands each cp.async at its wait. Others shuffle the
-                threads, and land each cp.async at once (1 mod 3), at any moment (2 mod 3) or at its wait (0 mod 3).
+            seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
+                shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
 
         Raises:
             EmulationError: The kernel did something that a GPU would not forgive.
@@ -158,6 +160,7 @@ class Program:
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
+            programmatic=self._programmatic,
         )  # fmt: skip
         launch.buffers[: len(buffers)] = buffers
         with _one_launch_at_a_time:
@@ -168,13 +171,14 @@ class Program:
 
 
 class EmulatedKernel(Program):
-    """A configuration of the transform, compiled from the package's own text."""
+    """A configuration of the transform, compiled from the package's own text for an ``__CUDA_ARCH__``."""
 
-    def __init__(self, configuration: KernelConfiguration) -> None:
+    def __init__(self, configuration: KernelConfiguration, *, cuda_arch: int = 900) -> None:
         c = configuration
+        defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)))
         super().__init__(
-            kernel_source(c.kernel, ptx=False), _ENTRY, constants(c), threads=c.threads, shared_bytes=c.shared_bytes,
-            cluster=c.cluster,
+            kernel_source(c.kernel, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
+            cluster=c.cluster, programmatic=c.programmatic,
         )  # fmt: skip
         self.configuration = c
 

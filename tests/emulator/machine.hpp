@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <deque>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "banks.hpp"
 #include "context.hpp"
 #include "host.hpp"
+#include "mbarrier.hpp"
 #include "shadow.hpp"
 
 namespace emulator {
@@ -31,6 +33,7 @@ struct Launch {
   int cluster_blocks, threads;
   u32 shared_bytes, buffer_count;
   u64 seed;
+  i64 programmatic;  // started before the previous grid has ended
   Buffer buffers[3];
   i64 written_bytes, extra_wavefronts, error_count;
   char errors[4096];
@@ -45,7 +48,8 @@ constexpr int kCellBytes = 2;    // of global memory; no access is smaller
 constexpr int kWordBytes = 4;    // of shared memory
 constexpr u32 kPoison = ~0u;     // a NaN in every element type
 
-// When a cp.async moves its bytes. A correct kernel cannot tell.
+// When an asynchronous copy moves its bytes. A correct kernel cannot tell. AT_WAIT is the latest moment: a cp.async
+// lands as its thread waits, a copy that an mbarrier counts when no thread can go on without it.
 enum class Landing { AT_WAIT, AT_ONCE, AT_ANY_SWITCH };
 
 enum class State { READY, WAITING, FINISHED };
@@ -56,13 +60,27 @@ struct Copy {
   bool landed;
 };
 
+// A copy that an mbarrier counts: an st.async, or, with a source, a bulk copy.
+struct Transfer {
+  Mbarrier* barrier;
+  u32 rank, offset, bytes;  // where it goes
+  const char* source;
+  char value[16];
+  SharedClock seen;  // by the thread that started it
+  Stamp started;
+};
+
 struct Thread {
   Context context;
   State state = State::READY;
   const char* instruction = nullptr;  // that it waits at
   u32 index = 0, block = 0;
-  bool previous_grid_runs = false;  // this one lets others start early, so it may have been started early itself
-  Clock clock;
+  bool previous_grid_runs = false;  // for all this thread knows
+  u32 id = 0;     // in the cluster
+  u32 epoch = 1;  // its releases so far, and 1
+  SharedClock seen;
+  u32 cluster_arrives = 0, cluster_waits = 0;
+  bool was_refused = false;    // by the last try_wait
   std::vector<Copy> copies;  // started and not waited for
 };
 
@@ -78,14 +96,16 @@ struct Block {
   std::vector<char> shared;
   std::vector<Cell> cells;
   std::vector<Warp> warps;
+  std::map<u32, Mbarrier> mbarriers;  // by offset
   int at_barrier = 0;
-  u32 last_remote_read = 0;  // 1 + the reader's cluster arrives
 };
 
 struct Cluster {
   i64 number = 0;
   std::vector<Thread> threads;
   std::vector<Block> blocks;
+  std::vector<const Mbarrier*> mbarriers;  // by id; that of the first is the number of threads
+  std::vector<Transfer> in_flight;
   int arrived = 0;
   u32 completed = 0;  // cluster barriers
   std::vector<Thread*> at_wait;
@@ -104,9 +124,13 @@ inline std::vector<std::vector<Cell>> global_cells;  // by buffer; empty unless 
 inline Block& block_of(const Thread& thread) { return cluster.blocks[thread.block]; }
 
 inline Accessor accessor(const Thread& thread) {
-  const Clock& clock = thread.clock;
-  const Stamp now = {cluster.number, thread.block, thread.index, clock.block_barriers, clock.cluster_arrives};
-  return {now, clock.cluster_waits};
+  return {{(u32)cluster.number, thread.id, thread.epoch}, thread.seen.get()};
+}
+
+inline void wake(Thread& thread) {
+  if (thread.state != State::WAITING) return;  // the last to arrive never waited
+  thread.state = State::READY;
+  ready.push_back(&thread);
 }
 
 // ---- errors ---------------------------------------------------------------------------------------
@@ -134,18 +158,27 @@ __attribute__((format(printf, 2, 3))) inline void report(const char* instruction
             ": " + what);
 }
 
-inline std::string stamp_name(const Stamp& stamp) {
-  if (stamp.cluster != cluster.number) return "another cluster";
-  if (stamp.block == kSeveral) return "threads of several blocks";
-  if (stamp.thread == kSeveral) return "several threads of " + block_name(stamp.block);
-  return "thread " + std::to_string(stamp.thread) + " of " + block_name(stamp.block);
+inline std::string shared_name(u32 rank, u32 offset) {
+  return "shared byte " + std::to_string(offset) + " of " + block_name(rank);
 }
 
-inline void report_race(const char* instruction, const std::string& where, const Cell& before, bool writes) {
-  const bool with_write = before.written && !comes_before(before.writer, accessor(*current));
+inline bool is_of_mbarrier(const Stamp& stamp) {
+  return stamp.cluster == (u32)cluster.number && stamp.thread >= cluster.threads.size();
+}
+
+inline std::string stamp_name(const Stamp& stamp) {
+  if (stamp.cluster != (u32)cluster.number) return "another cluster";
+  if (is_of_mbarrier(stamp)) {
+    const Mbarrier& barrier = *cluster.mbarriers[stamp.thread - cluster.threads.size()];
+    return "a copy that the mbarrier at " + shared_name(barrier.block, barrier.offset) + " counts";
+  }
+  const Thread& thread = cluster.threads[stamp.thread];
+  return "thread " + std::to_string(thread.index) + " of " + block_name(thread.block);
+}
+
+inline void report_race(const char* instruction, const std::string& where, const Conflict& before, bool writes) {
   report(instruction, "%s is a race: this %s and the %s by %s have no barrier in between", where.c_str(),
-         writes ? "write" : "read", with_write ? "write" : "read",
-         stamp_name(with_write ? before.writer : before.reader).c_str());
+         writes ? "write" : "read", before.write ? "write" : "read", stamp_name(before.stamp).c_str());
 }
 
 }  // namespace emulator

@@ -10,12 +10,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "host.hpp"
 #include "machine.hpp"
 #include "memory.hpp"
 #include "numbers.hpp"
+#include "transfers.hpp"
 
 namespace emulator {
 
@@ -34,12 +36,6 @@ void wait_at(const char* instruction) {
   current->state = State::WAITING;
   current->instruction = instruction;
   leave_thread();
-}
-
-void wake(Thread& thread) {
-  if (thread.state != State::WAITING) return;  // the last to arrive never waited
-  thread.state = State::READY;
-  ready.push_back(&thread);
 }
 
 // The thread cannot go on, and neither can others without it.
@@ -63,12 +59,15 @@ Thread* next_thread() {
 }
 
 void land_any_copy() {
+  if (!cluster.in_flight.empty()) land_transfer(random_bits() % cluster.in_flight.size());
   Thread& thread = cluster.threads[random_bits() % cluster.threads.size()];
   if (!thread.copies.empty()) land(thread.copies[random_bits() % thread.copies.size()]);
 }
 
 void run_ready_threads() {
-  while (!ready.empty() && !stopped) {
+  while (!stopped) {
+    while (ready.empty() && !cluster.in_flight.empty()) land_transfer(cluster.in_flight.size() - 1);
+    if (ready.empty()) break;
     if (landing == Landing::AT_ANY_SWITCH) land_any_copy();
     current = next_thread();
     thread_index = {current->index, 0, 0};
@@ -117,14 +116,18 @@ void start_cluster(i64 number) {
   cluster.blocks.resize(launch->cluster_blocks);
   for (Block& block : cluster.blocks) {
     block.shared.assign(launch->shared_bytes, (char)kPoison);
-    block.cells.assign(words, Cell());
+    block.cells.resize(words);
     block.warps.resize(launch->threads / 32);
   }
   cluster.threads.resize((std::size_t)launch->threads * launch->cluster_blocks);
+  const SharedClock nothing_seen = std::make_shared<const Clock>();
   for (std::size_t i = 0; i < cluster.threads.size(); ++i) {
     Thread& thread = cluster.threads[i];
     thread.index = i % launch->threads;
     thread.block = i / launch->threads;
+    thread.id = i;
+    thread.seen = nothing_seen;
+    thread.previous_grid_runs = launch->programmatic;
     prepare_context(thread.context, stack_of(i), kStackBytes, run_thread);
     ready.push_back(&thread);
   }
@@ -138,11 +141,28 @@ void finish_cluster() {
   for (u32 rank = 0; rank < cluster.blocks.size(); ++rank) {
     Block& block = cluster.blocks[rank];
     for (Warp& warp : block.warps) launch->extra_wavefronts += warp.banks.extra_wavefronts();
-    u32 waits = 0;
-    for (const Thread& thread : cluster.threads)
-      if (thread.block == rank) waits = std::max(waits, thread.clock.cluster_waits);
-    if (all_finished && block.last_remote_read > waits)
-      add_error(block_name(rank) + " may exit while another block reads its shared memory: no barrier after the read");
+    if (all_finished)
+      for (const auto& [offset, barrier] : block.mbarriers) check_mbarrier_at_end(barrier);
+  }
+}
+
+// ---- barriers -------------------------------------------------------------------------------------
+
+Thread* first_thread(const Thread& thread) { return &cluster.threads[(std::size_t)thread.block * launch->threads]; }
+
+// All of these have arrived: what each did before is now ordered before what any does next.
+void synchronise(Thread* first, int count) {
+  Clock joined;
+  SharedClock last;
+  for (Thread* thread = first; thread < first + count; ++thread) {
+    if (thread->seen != last) join(joined, *thread->seen);
+    last = thread->seen;
+    raise_epoch(joined, thread->id, thread->epoch++);
+  }
+  const SharedClock seen = std::make_shared<const Clock>(std::move(joined));
+  for (Thread* thread = first; thread < first + count; ++thread) {
+    thread->seen = seen;
+    wake(*thread);
   }
 }
 
@@ -171,7 +191,7 @@ void collective(Operands& operands, const char* instruction, Compute compute) {
   for (int lane = 0; lane < 32; ++lane) lanes[lane] = static_cast<Operands*>(warp.operands[lane]);
   compute(lanes);
   warp.arrived = 0;
-  Thread* lane = &cluster.threads[(std::size_t)current->block * launch->threads + first];
+  Thread* lane = first_thread(*current) + first;
   for (int i = 0; i < 32; ++i) wake(lane[i]);
 }
 
@@ -179,7 +199,9 @@ void collective(Operands& operands, const char* instruction, Compute compute) {
 
 // ---- what the kernel calls ------------------------------------------------------------------------
 
-void let_dependents_start() { current->previous_grid_runs = true; }
+void let_dependents_start(const char* instruction) {
+  if (current->previous_grid_runs) report(instruction, "the next grid is let go before griddepcontrol_wait");
+}
 
 void wait_for_previous_grid() { current->previous_grid_runs = false; }
 
@@ -192,21 +214,18 @@ void store_global(void* address, const void* value, int bytes, const char* instr
   if (check_global(static_cast<const char*>(address), bytes, true, instruction)) std::memcpy(address, value, bytes);
 }
 
-void load_shared(void* value, u32 address, int bytes, Window window, const char* instruction) {
+void load_shared(void* value, u32 address, int bytes, const char* instruction) {
   SharedPlace place;
   std::memset(value, kPoison, bytes);
-  if (!find_shared(place, address, bytes, window, instruction)) return;
+  if (!find_shared(place, address, bytes, instruction)) return;
   check_shared(place, bytes, false, instruction);
   count_banks(address, bytes);
-  if (place.rank != current->block) {
-    place.block->last_remote_read = std::max(place.block->last_remote_read, current->clock.cluster_arrives + 1);
-  }
   std::memcpy(value, &place.block->shared[place.offset], bytes);
 }
 
 void store_shared(u32 address, const void* value, int bytes, const char* instruction) {
   SharedPlace place;
-  if (!find_shared(place, address, bytes, Window::OF_BLOCK, instruction)) return;
+  if (!find_shared(place, address, bytes, instruction)) return;
   check_shared(place, bytes, true, instruction);
   count_banks(address, bytes);
   std::memcpy(&place.block->shared[place.offset], value, bytes);
@@ -215,10 +234,10 @@ void store_shared(u32 address, const void* value, int bytes, const char* instruc
 void start_copy(u32 shared_address, const void* address, const char* instruction) {
   const char* source = static_cast<const char*>(address);
   SharedPlace place;
-  if (!find_shared(place, shared_address, 16, Window::OF_BLOCK, instruction)) return;
+  if (!find_shared(place, shared_address, 16, instruction)) return;
   if (!check_global(source, 16, false, instruction)) return;
   check_shared(place, 16, true, instruction);
-  for (u32 i = 0; i < 16; i += kWordBytes) place.block->cells[(place.offset + i) / kWordBytes].in_flight = true;
+  for (int byte = 0; byte < 16; byte += kWordBytes) cell_of(place, byte).in_flight = true;
   std::memset(&place.block->shared[place.offset], kPoison, 16);
   current->copies.push_back({place.rank << kRankShift | place.offset, source, false});
   if (landing == Landing::AT_ONCE) land(current->copies.back());
@@ -238,24 +257,99 @@ void wait_for_copies(const char* instruction) {
   current->copies.clear();
 }
 
+void init_mbarrier(u32 address, u32 arrivals, const char* instruction) {
+  SharedPlace place;
+  if (!find_shared(place, address, kMbarrierBytes, instruction)) return;
+  if (place.block->mbarriers.count(place.offset) != 0)
+    return report(instruction, "%s is an mbarrier already", shared_name(place.rank, place.offset).c_str());
+  if (arrivals == 0 || arrivals > kMostCounted) return report(instruction, "%u arrivals cannot be counted", arrivals);
+  check_shared(place, kMbarrierBytes, true, instruction);
+  add_mbarrier(place, arrivals);
+}
+
+// fence.mbarrier_init is a release, and other blocks' cluster waits acquire, but only of what was initialised.
+void publish_mbarriers() {
+  for (auto& [offset, barrier] : block_of(*current).mbarriers)
+    if (barrier.initialised.thread == current->id && barrier.published_by == kNever)
+      barrier.published_by = current->cluster_arrives + 1;
+}
+
+void arrive_at_mbarrier(u32 address, u32 expected_bytes, const char* instruction) {
+  Mbarrier* barrier = find_mbarrier(address, Window::OF_BLOCK, instruction);
+  if (!barrier) return;
+  if (barrier->pending_arrivals == 0)
+    return report(instruction, "more arrivals than the %u of a phase", barrier->arrivals);
+  barrier->pending_bytes += expected_bytes;
+  if (barrier->pending_bytes > kMostCounted)
+    report(instruction, "%lld bytes are more than an mbarrier counts", barrier->pending_bytes);
+  --barrier->pending_arrivals;
+  barrier->release(current->seen, current->id, current->epoch++);
+  complete_phase_if_done(*barrier);
+}
+
+// A first try that comes too early fails at once, to see whether the kernel tries again. The next one waits.
+bool wait_at_mbarrier(u32 address, u32 parity, const char* instruction) {
+  Mbarrier* barrier = find_mbarrier(address, Window::OF_BLOCK, instruction);
+  if (!barrier) return true;  // or the thread would try for ever
+  if (!barrier->has_completed(parity) && std::exchange(current->was_refused, true)) {
+    barrier->waiting.push_back(current);
+    wait_at(instruction);
+  }
+  if (!barrier->has_completed(parity)) return false;
+  current->was_refused = false;
+  current->seen = barrier->acquire(current->seen);
+  return true;
+}
+
+void start_remote_store(u32 address, u32 barrier_address, const void* value, const char* instruction) {
+  SharedPlace place;
+  if (!find_shared(place, address, 16, 16, Window::OF_CLUSTER, instruction)) return;
+  Mbarrier* barrier = find_mbarrier(barrier_address, Window::OF_CLUSTER, instruction);
+  if (!barrier) return;
+  if (barrier->block != place.rank)
+    return report(instruction, "the mbarrier is in %s, the destination in %s", block_name(barrier->block).c_str(),
+                  block_name(place.rank).c_str());
+  Transfer transfer = {barrier, place.rank, place.offset, 16, nullptr, {}, current->seen, accessor(*current).now};
+  std::memcpy(transfer.value, value, 16);
+  ++current->epoch;  // the bytes, once counted, release what the thread did before
+  start_transfer(std::move(transfer), instruction);
+}
+
+void start_bulk_copy(u32 shared_address, const void* address, u32 bytes, u32 barrier_address, const char* instruction) {
+  const char* source = static_cast<const char*>(address);
+  if (bytes == 0 || bytes % 16 != 0 || bytes > kMostCounted)
+    return report(instruction, "%u bytes are not a multiple of 16 that an mbarrier counts", bytes);
+  SharedPlace place;
+  if (!find_shared(place, shared_address, bytes, 16, Window::OF_BLOCK, instruction)) return;
+  Mbarrier* barrier = find_mbarrier(barrier_address, Window::OF_BLOCK, instruction);
+  if (!barrier) return;
+  if (barrier->published_by == kNever) report(instruction, "no fence_mbarrier_init shows the mbarrier to bulk copies");
+  Transfer transfer = {barrier, place.rank, place.offset, bytes, source, {}, current->seen, accessor(*current).now};
+  if (!check_global(source, bytes, 16, false, accessor_of_copies(transfer, kInFlight), instruction)) return;
+  start_transfer(std::move(transfer), instruction);
+}
+
+void warp_barrier(const char* instruction) {
+  char nothing;
+  collective(nothing, instruction, [](char* const (&)[32]) {
+    synchronise(first_thread(*current) + current->index / 32 * 32, 32);
+  });
+}
+
 void block_barrier(const char* instruction) {
   Block& block = block_of(*current);
   if (++block.at_barrier < launch->threads) return wait_at(instruction);
   block.at_barrier = 0;
-  Thread* thread = &cluster.threads[(std::size_t)current->block * launch->threads];
-  for (int i = 0; i < launch->threads; ++i) {
-    ++thread[i].clock.block_barriers;
-    wake(thread[i]);
-  }
+  synchronise(first_thread(*current), launch->threads);
 }
 
+// Orders no memory, since the arrive is relaxed: it says that blocks have started, and shows mbarriers.
 void cluster_arrive(const char* instruction) {
-  Clock& clock = current->clock;
-  if (clock.cluster_arrives != clock.cluster_waits) {
+  if (current->cluster_arrives != current->cluster_waits) {
     report(instruction, "arrives twice without a wait in between");
     stop_launch();
   }
-  ++clock.cluster_arrives;
+  ++current->cluster_arrives;
   if (++cluster.arrived < (int)cluster.threads.size()) return;
   cluster.arrived = 0;
   ++cluster.completed;
@@ -264,16 +358,15 @@ void cluster_arrive(const char* instruction) {
 }
 
 void cluster_wait(const char* instruction) {
-  Clock& clock = current->clock;
-  if (clock.cluster_arrives == clock.cluster_waits) {
+  if (current->cluster_arrives == current->cluster_waits) {
     report(instruction, "waits without having arrived");
     stop_launch();
   }
-  if (cluster.completed < clock.cluster_arrives) {
+  if (cluster.completed < current->cluster_arrives) {
     cluster.at_wait.push_back(current);
     wait_at(instruction);
   }
-  ++clock.cluster_waits;
+  ++current->cluster_waits;
 }
 
 u32 cluster_rank() { return current->block; }
@@ -312,7 +405,8 @@ extern "C" void emulator_launch(emulator::Launch* requested) {
   random_bits.seed(launch->seed);
   landing = static_cast<Landing>(launch->seed % 3);
   grid_dimensions = {(u32)(launch->clusters * launch->cluster_blocks), 1, 1};
-  global_cells.assign(launch->buffer_count, {});
+  global_cells.clear();
+  global_cells.resize(launch->buffer_count);
   for (u32 i = 0; i < launch->buffer_count; ++i) {
     const Buffer& buffer = launch->buffers[i];
     if (buffer.writable) global_cells[i].resize((buffer.end - buffer.begin + kCellBytes - 1) / kCellBytes);

@@ -1,76 +1,119 @@
-// shadow.hpp: who touched a word of memory last, and whether a barrier lies between that and the next access.
+// shadow.hpp: who touched a word of memory last, and whether that is ordered before the next access.
 //
-// A barrier orders what its threads did before it ahead of what they do after it. bar_sync orders the threads of a
-// block. barrier_cluster orders what came before a thread's n-th arrive ahead of what comes after any thread's
-// n-th wait. Two accesses of which one is a write must be by one thread or ordered so; that is independent of the
-// order in which the emulator happened to run the threads.
+// Vector clocks. A thread's epoch counts its releases; its clock holds, for every thread of the cluster, the last
+// epoch that is ordered before whatever it does next. A barrier joins the clocks of the threads that arrive, and
+// hands the result to those that leave. Two accesses of which one is a write must be by one thread or ordered so;
+// that is independent of the order in which the emulator happened to run the threads.
+//
+// Copies that an mbarrier counts are not ordered with the thread that starts them. They count as accesses by one more
+// "thread" for each mbarrier, whose epochs are the mbarrier's phases: to wait for a phase is to see its epoch.
 
 #pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <vector>
 
 #include "host.hpp"
 
 namespace emulator {
 
-constexpr u32 kSeveral = ~0u;
+// Epochs by thread. Those beyond the end are 0, which no access has.
+using Clock = std::vector<u32>;
+// Most threads know the same, so clocks are shared, and recognised by address.
+using SharedClock = std::shared_ptr<const Clock>;
 
-// How many barriers a thread has passed.
-struct Clock {
-  u32 block_barriers = 0;
-  u32 cluster_arrives = 0;
-  u32 cluster_waits = 0;
-};
+constexpr u32 kInFlight = ~0u;  // the epoch of a copy that has not landed: in nobody's clock
 
-// One access, or several unordered reads merged: then `thread`, and if they differ `block`, is kSeveral.
+inline void join(Clock& into, const Clock& from) {
+  if (into.size() < from.size()) into.resize(from.size());
+  u32* target = into.data();
+  const u32* source = from.data();
+  for (std::size_t i = 0; i < from.size(); ++i) target[i] = std::max(target[i], source[i]);
+}
+
+inline void raise_epoch(Clock& clock, u32 thread, u32 epoch) {
+  if (clock.size() <= thread) clock.resize(thread + 1);
+  clock[thread] = std::max(clock[thread], epoch);
+}
+
 struct Stamp {
-  i64 cluster;
-  u32 block;   // in the cluster
-  u32 thread;  // in the block
-  u32 block_barriers;
-  u32 cluster_arrives;
+  u32 cluster;
+  u32 thread;  // in the cluster; mbarriers follow the threads
+  u32 epoch;
 };
 
 struct Accessor {
   Stamp now;
-  u32 cluster_waits;
+  const Clock* seen;
 };
 
 inline bool comes_before(const Stamp& earlier, const Accessor& accessor) {
-  const Stamp& now = accessor.now;
-  if (earlier.cluster != now.cluster) return false;
-  if (earlier.block == now.block && earlier.thread == now.thread) return true;
-  if (earlier.block == now.block && earlier.block_barriers < now.block_barriers) return true;
-  return earlier.cluster_arrives < accessor.cluster_waits;
+  if (earlier.cluster != accessor.now.cluster) return false;
+  if (earlier.thread == accessor.now.thread) return true;
+  return earlier.thread < accessor.seen->size() && earlier.epoch <= (*accessor.seen)[earlier.thread];
 }
 
-struct Cell {
-  bool written = false;
-  bool read = false;      // since it was written last
-  bool in_flight = false; // a cp.async into it was started and not waited for
-  Stamp writer;
-  Stamp reader;
+// The earlier access of a race.
+struct Conflict {
+  Stamp stamp;
+  bool write;
+};
 
-  // Each returns whether the access is a race.
-  bool read_by(const Accessor& accessor) {
-    if (read && !comes_before(reader, accessor)) {
-      const Stamp& now = accessor.now;
-      if (reader.block != now.block || reader.cluster != now.cluster) reader.block = kSeveral;
-      if (reader.cluster != now.cluster) reader.cluster = -1;
-      reader.thread = kSeveral;
-      if (now.block_barriers > reader.block_barriers) reader.block_barriers = now.block_barriers;
-      if (now.cluster_arrives > reader.cluster_arrives) reader.cluster_arrives = now.cluster_arrives;
-    } else {
-      reader = accessor.now;
-    }
-    read = true;
-    return written && !comes_before(writer, accessor);
+struct Cell {
+  Stamp writer;
+  Stamp reader;                    // since it was written last; of several ordered ones the last
+  std::unique_ptr<Clock> readers;  // instead of `reader`, where they are not ordered
+  bool written = false;
+  bool read = false;
+  bool in_flight = false;    // a cp.async into it was started and not waited for
+  bool of_mbarrier = false;
+
+  std::optional<Conflict> read_by(const Accessor& accessor) {
+    add_reader(accessor);
+    if (written && !comes_before(writer, accessor)) return Conflict{writer, true};
+    return std::nullopt;
   }
 
-  bool written_by(const Accessor& accessor) {
-    const bool race = (written && !comes_before(writer, accessor)) || (read && !comes_before(reader, accessor));
+  std::optional<Conflict> written_by(const Accessor& accessor) {
+    std::optional<Conflict> conflict = unordered_read(accessor);
+    if (written && !comes_before(writer, accessor)) conflict = {writer, true};
     writer = accessor.now;
     written = true;
     read = false;
-    return race;
+    readers.reset();
+    return conflict;
+  }
+
+ private:
+  void add_reader(const Accessor& accessor) {
+    const Stamp& now = accessor.now;
+    // Clusters run one after another: an earlier one's read is a race with every write to come, so it may stay.
+    if (read && reader.cluster != now.cluster) return;
+    if (read && !readers && !comes_before(reader, accessor)) {
+      readers = std::make_unique<Clock>();
+      raise_epoch(*readers, reader.thread, reader.epoch);
+    }
+    if (readers) {
+      raise_epoch(*readers, now.thread, 0);
+      (*readers)[now.thread] = now.epoch;  // which may be lower than that of a copy in flight
+    }
+    reader = now;
+    read = true;
+  }
+
+  std::optional<Conflict> unordered_read(const Accessor& accessor) const {
+    if (!read) return std::nullopt;
+    if (!readers || reader.cluster != accessor.now.cluster) {
+      if (comes_before(reader, accessor)) return std::nullopt;
+      return Conflict{reader, false};
+    }
+    for (u32 thread = 0; thread < readers->size(); ++thread) {
+      const Stamp stamp = {reader.cluster, thread, (*readers)[thread]};
+      if (stamp.epoch != 0 && !comes_before(stamp, accessor)) return Conflict{stamp, false};
+    }
+    return std::nullopt;
   }
 };
 

@@ -14,8 +14,6 @@ import os
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 
-from dataclasses import replace
-
 import torch
 
 from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
@@ -39,7 +37,7 @@ def main() -> None:
                 for signs_are in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
                     x = torch.randn(rows, size, device="cuda").to(element.dtype)
                     out = torch.empty_like(x)
-                    prepared = prepare(replace(candidate.configuration, signs=signs_are), rows, device)
+                    prepared = prepare(candidate.configuration.with_options(signs_are, False), rows, device)
                     used = None if signs_are == NO_SIGNS else signs
                     launch_prepared(prepared, device, kernel_arguments(x, out, 1.0, rows, size, used, None))
                     torch.cuda.synchronize()

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ import hadacore
 from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
 from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.configurations import NO_SIGNS, candidates
+from hadacore.kernels.configurations import candidates
 from tests import oracle, tolerances
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +37,7 @@ def test_every_configuration_gives_the_same_bits(element: Element, log2_size: in
     for candidate in candidates(element.cuda_code, log2_size, architecture_of(torch.cuda.get_device_capability())):
         buffer = torch.full((rows * size + 2 * GUARD,), math.nan, dtype=element.dtype, device="cuda")
         out = buffer[GUARD : GUARD + rows * size].view(rows, size)
-        prepared = prepare(replace(candidate.configuration, signs=NO_SIGNS), rows, device)
+        prepared = prepare(candidate.configuration, rows, device)
         launch_prepared(prepared, device, kernel_arguments(x, out, size**-0.5, rows, size, None, None))
         assert torch.isnan(buffer[:GUARD]).all() and torch.isnan(buffer[GUARD + rows * size :]).all()
         bound = tolerances.element_bound(x, exact, size, size**-0.5, element.dtype)

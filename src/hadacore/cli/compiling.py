@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def kernels_for(
                 stride_variants = (False, True) if strided and size >= BY_NAME[dtype].vector_elements else (False,)
                 for candidate in candidates(code, log2_size, ARCHITECTURES[architecture]):
                     for with_signs, with_strides in itertools.product(sign_variants, stride_variants):
-                        c = replace(candidate.configuration, signs=with_signs, strided=with_strides)
+                        c = candidate.configuration.with_options(with_signs, with_strides)
                         kernels.append(Kernel(dtype, architecture, c))
     return tuple(dict.fromkeys(kernels))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 Capability = tuple[int, int]
 
 MINIMUM_CAPABILITY: Capability = (8, 0)
-CLUSTER_CAPABILITY: Capability = (9, 0)
+HOPPER: Capability = (9, 0)  # clusters, programmatic launch, bulk copies
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,13 @@ class Architecture:
 
     @property
     def has_clusters(self) -> bool:
-        """Whether blocks can form clusters and read each other's shared memory."""
-        return self.capability >= CLUSTER_CAPABILITY
+        """Whether blocks can form clusters and write to each other's shared memory."""
+        return self.capability >= HOPPER
+
+    @property
+    def has_programmatic_launch(self) -> bool:
+        """Whether a kernel can be started before the stream's previous one has ended."""
+        return self.capability >= HOPPER
 
 
 _KIB = 1024

@@ -15,7 +15,6 @@ from hadacore.kernels.architectures import Architecture, Capability, architectur
 
 MAXIMUM_LOG2_SIZE = 15
 TILE_LOG2 = 8  # a warp's tile is 256 elements
-MAXIMUM_GRID = 2**31 - 1  # blocks of a launch
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
 
@@ -40,8 +39,8 @@ class KernelConfiguration:
         units: ``warp_rows`` only: rows (or packed tiles of short rows) a warp loads before it computes.
         cluster: ``exchange_rows`` only: blocks that share one row.
         passes: ``exchange_rows`` only: pieces in which the row goes through the exchange buffer.
-        prefetch: ``exchange_rows`` only: copy the next row to shared memory while this one is transformed; blocks
-            then loop over rows.
+        prefetch: ``exchange_rows`` of one block a row only: copy the next row to shared memory while this one is
+            transformed; blocks then loop over rows, where otherwise each has one.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
         programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER`` the transform.
@@ -75,9 +74,15 @@ class KernelConfiguration:
                 raise ValueError(
                     f"tiles, warps and blocks hold 2^{held} elements, the row has 2^{self.log2_size}: {self}"
                 )
+            if self.log2_tiles < 1 or self.tiles % (self.cluster * self.passes):
+                raise ValueError(f"a warp's tiles must divide into passes and, of each, one share a block: {self}")
             shared = size * 4 // (self.cluster * self.passes)
+            if self.cluster > 1 and (self.prefetch or self.passes > 1):
+                raise ValueError(f"a cluster writes one row to its exchange buffer, once: {self}")
             if self.prefetch:
-                shared += size * element_bytes // self.cluster
+                shared += size * element_bytes + 8 * self.warps  # with an mbarrier for each warp
+            if self.cluster > 1:
+                shared += 8  # the mbarrier of the exchange
         elif self.log2_tiles != max(0, self.log2_size - TILE_LOG2):
             raise ValueError(f"a warp must hold the whole row: {self}")
         object.__setattr__(self, "threads", 32 * self.warps)
@@ -101,14 +106,21 @@ class KernelConfiguration:
         """Clusters (blocks, where the cluster is one block) to launch for ``rows`` rows."""
         if self.kernel == "warp_rows":
             return -(-self.units_of(rows) // (self.warps * self.units))
-        resident = multiprocessors * self.minimum_blocks if self.prefetch else MAXIMUM_GRID // self.cluster
-        return min(rows, resident)  # blocks loop over the rows beyond
+        return min(rows, multiprocessors * self.minimum_blocks) if self.prefetch else rows
 
     def runs_on(self, architecture: Architecture) -> bool:
         """Whether a GPU of this architecture has the features and the shared memory."""
-        if (self.cluster > 1 or self.programmatic) and not architecture.has_clusters:
-            return False  # both came with compute capability 9.0
+        if self.cluster > 1 and not architecture.has_clusters:
+            return False
+        if self.programmatic and not architecture.has_programmatic_launch:
+            return False
         return self.shared_bytes <= architecture.shared_memory_per_block
+
+    def with_options(self, signs: int, strided: bool) -> KernelConfiguration:
+        """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""
+        if signs == NO_SIGNS and not strided:
+            return self
+        return replace(self, signs=signs, strided=strided, minimum_blocks=max(1, self.minimum_blocks * 3 // 4))
 
     def __str__(self) -> str:
         parts = [f"{self.kernel} 2^{self.log2_size}", f"{self.tiles} tiles/warp", f"{self.warps} warps/block"]
@@ -125,10 +137,15 @@ class KernelConfiguration:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration, and up to how many rows per multiprocessor it is the one to use."""
+    """A configuration, and up to how many elements per multiprocessor it is the one to use."""
 
-    up_to_rows_per_multiprocessor: float
+    up_to_elements_per_multiprocessor: float
     configuration: KernelConfiguration
+
+
+# Limits of candidates, in elements per multiprocessor: the powers of two above the element counts of the benchmark's
+# grid on 132 multiprocessors.
+_2_17, _2_20, _2_22, _2_24 = 1024, 8192, 32768, 131072
 
 
 def _warp(log2_size: int, warps: int, units: int, minimum_blocks: int, up_to: float = math.inf) -> Candidate:
@@ -142,6 +159,7 @@ def _exchange(
     log2_size: int, tiles: int, warps: int, minimum_blocks: int, up_to: float = math.inf, *, cluster: int = 1,
     passes: int = 1, prefetch: bool = False,
 ) -> Candidate:  # fmt: skip
+    """``tiles`` is log2 of the tiles of a warp."""
     return Candidate(
         up_to,
         KernelConfiguration(
@@ -151,53 +169,53 @@ def _exchange(
     )  # fmt: skip
 
 
-def _packed_rows(log2_size: int) -> tuple[Candidate, ...]:
-    # Rows per multiprocessor below which one unit a warp spreads the work better than two: 16 units of 256.
-    few = 16.0 * 256 / (1 << log2_size)
-    return (_warp(log2_size, 4, 1, 4, few), _warp(log2_size, 8, 2, 4))
-
-
-# Candidates of a size, few rows first. The last of them take any number of rows; of those, the first that the GPU
-# has the shared memory for is used. `up_to` of a cluster is 1 / blocks: as long as every block finds a free
-# multiprocessor, spreading a row wins; beyond that, one block a row does (2.0x against 1.27x a copy at 32768).
+# Candidates of a size, few rows first. The last of them take any number of rows; of those, the first that the GPU has
+# the shared memory for is used. Measured on one H200 (docs/performance.md): few elements want many small blocks, and
+# rows that are spread over a cluster; many want blocks that need not be started often.
 _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
-    **{k: _packed_rows(k) for k in range(9)},
-    9: (_warp(9, 4, 1, 4, 16.0), _warp(9, 8, 2, 4)),
-    10: (_warp(10, 4, 1, 4),),
-    11: (_exchange(11, 2, 2, 8, 1.0), _warp(11, 4, 1, 4)),
-    12: (_exchange(12, 2, 4, 6),),
-    13: (_exchange(13, 2, 8, 3, 1.0), _exchange(13, 3, 4, 4)),
+    **{k: (_warp(k, 4, 1, 8, _2_20), _warp(k, 8, 1, 4, _2_22), _warp(k, 8, 2, 4)) for k in range(9)},
+    9: (_warp(9, 2, 1, 16, _2_22), _warp(9, 8, 1, 4)),
+    10: (_exchange(10, 1, 2, 16, _2_22), _warp(10, 4, 1, 4)),
+    11: (_exchange(11, 1, 4, 8, _2_22), _exchange(11, 2, 2, 16)),
+    12: (_exchange(12, 1, 4, 8, _2_22, cluster=2), _exchange(12, 1, 8, 4, _2_22), _exchange(12, 2, 4, 8)),
+    13: (
+        _exchange(13, 2, 2, 8, _2_17, cluster=4),
+        _exchange(13, 2, 4, 8, _2_20, cluster=2),
+        _exchange(13, 2, 8, 3, _2_22, prefetch=True),
+        _exchange(13, 2, 8, 4),
+    ),
     14: (
-        _exchange(14, 3, 2, 1, 0.25, cluster=4),
-        _exchange(14, 3, 4, 1, 0.5, cluster=2),
+        _exchange(14, 2, 4, 4, _2_17, cluster=4),
+        _exchange(14, 2, 8, 4, _2_22, cluster=2),
+        _exchange(14, 3, 8, 2, _2_24, prefetch=True),
+        _exchange(14, 3, 4, 4, cluster=2),
         _exchange(14, 3, 8, 2, prefetch=True),
         _exchange(14, 3, 8, 2),
     ),
     15: (
-        _exchange(15, 3, 2, 1, 0.125, cluster=8),
-        _exchange(15, 3, 4, 1, 0.25, cluster=4),
-        _exchange(15, 3, 8, 1, 0.5, cluster=2),
+        _exchange(15, 3, 2, 8, _2_17, cluster=8),
+        _exchange(15, 3, 4, 4, _2_20, cluster=4),
+        _exchange(15, 3, 8, 2, _2_22, cluster=2),
         _exchange(15, 3, 16, 1, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
 }
 _FLOAT32: dict[int, tuple[Candidate, ...]] = {
-    **{k: _packed_rows(k) for k in range(9)},
-    9: (_warp(9, 4, 1, 4),),
-    10: (_warp(10, 4, 1, 4),),
-    11: (_exchange(11, 2, 2, 8),),
-    12: (_exchange(12, 2, 4, 6),),
-    13: (_exchange(13, 2, 8, 3, 1.0), _exchange(13, 3, 4, 4)),
+    **{k: (_warp(k, 4, 1, 8),) for k in range(9)},
+    9: (_warp(9, 2, 1, 8),),
+    10: (_exchange(10, 1, 2, 12),),
+    11: (_exchange(11, 1, 4, 8),),
+    12: (_exchange(12, 1, 4, 8, cluster=2), _exchange(12, 1, 8, 3)),
+    13: (_exchange(13, 2, 2, 8, _2_17, cluster=4), _exchange(13, 2, 4, 4, cluster=2), _exchange(13, 2, 8, 2)),
     14: (
-        _exchange(14, 3, 2, 1, 0.25, cluster=4),
-        _exchange(14, 3, 4, 1, 0.5, cluster=2),
-        _exchange(14, 3, 8, 2),
+        _exchange(14, 2, 4, 4, _2_20, cluster=4),
+        _exchange(14, 2, 8, 2, cluster=2),
+        _exchange(14, 2, 16, 1),
     ),
     15: (
-        _exchange(15, 3, 2, 1, 0.125, cluster=8),
-        _exchange(15, 3, 4, 1, 0.25, cluster=4),
-        _exchange(15, 3, 8, 1, 0.5, cluster=2),
+        _exchange(15, 3, 2, 8, _2_20, cluster=8),
+        _exchange(15, 3, 8, 2, _2_22, cluster=2),
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
@@ -217,10 +235,12 @@ def candidates(element_code: int, log2_size: int, architecture: Architecture) ->
     """The candidates of a size that run on a GPU of this architecture, few rows first."""
     found = []
     for candidate in TABLE[4 if element_code == 2 else 2, log2_size]:
-        configuration = replace(candidate.configuration, element_code=element_code)
+        configuration = replace(
+            candidate.configuration, element_code=element_code, programmatic=architecture.has_programmatic_launch
+        )
         if configuration.runs_on(architecture):
             found.append(replace(candidate, configuration=configuration))
-            if math.isinf(candidate.up_to_rows_per_multiprocessor):
+            if math.isinf(candidate.up_to_elements_per_multiprocessor):
                 break
     return tuple(found)
 
@@ -238,11 +258,10 @@ def choose(
         rows: Rows to transform.
         capability: Compute capability of the GPU.
         multiprocessors: Multiprocessors of the GPU.
-        programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER``.
         strided: Rows lie at two-level strides.
     """
     for candidate in candidates(element_code, log2_size, architecture_of(capability)):
-        if rows <= candidate.up_to_rows_per_multiprocessor * multiprocessors:
-            return replace(candidate.configuration, signs=signs, strided=strided)
+        if rows << log2_size <= candidate.up_to_elements_per_multiprocessor * multiprocessors:
+            return candidate.configuration.with_options(signs, strided)
     raise LookupError(f"no configuration of size 2^{log2_size} for compute capability {capability}")

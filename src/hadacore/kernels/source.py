@@ -25,7 +25,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
 )
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": ("warp_rows.cu",),
-    "exchange_rows": ("exchange.cuh", "exchange_rows.cu"),
+    "exchange_rows": ("staging.cuh", "exchange.cuh", "exchange_rows.cu"),
 }
 
 

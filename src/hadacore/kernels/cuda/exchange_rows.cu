@@ -8,17 +8,11 @@
 // Every index bit is contracted exactly once, tile bits first, then upwards, whichever of tiles, warps and blocks
 // hold the upper bits: all configurations of a size give the same bits.
 //
-// PREFETCH = 1: a block works on rows blockIdx, blockIdx + gridDim, ... and cp.async brings the next row into
-// shared memory while this one is transformed. A thread copies exactly the vectors it will read itself, so no
-// barrier guards the staging buffer.
+// PREFETCH = 1: a block works on rows blockIdx, blockIdx + gridDim, ... (see staging.cuh). Otherwise it has one row.
 
 constexpr int kWordsPerRow = kTiles * kTileWords;
-constexpr int kVectors = kTiles * kTileVectors;
 
 // Distances in memory, so that every address is one of a thread's few base addresses plus a constant.
-__device__ __forceinline__ constexpr int vector_bytes_apart(int i) {
-  return ((i / kTileVectors) * kTileElements + (i % kTileVectors) * 128) * kElementBytes;
-}
 constexpr int kPartBytes = kPartElements * kElementBytes;
 
 // The element, in its row, where output group (slot, part) of a thread starts in this pass.
@@ -26,57 +20,68 @@ __device__ __forceinline__ int group_element(int pass, int group, int part) {
   return part * kPartElements + pass * kPassElements + group * kGroup;
 }
 
-// Start to copy this thread's vectors of a row into its staging slots.
-__device__ __forceinline__ void prefetch_row(u32 stage, const char* source) {
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) cp_async_cg_16(stage + 16u * kThreads * i, source + vector_bytes_apart(i));
-  cp_async_commit_group();
-}
+// Before a row is written to the exchange buffer, everyone must have read the last one. A block alone on its
+// multiprocessor waits for that as late as it can, so that its warps do not all do the same thing at once (32768, 2^23
+// elements, hot: 1.82 -> 1.74 times a copy). Where blocks share one, that happens by itself, and the wait at the end of
+// a row is the better one (16384: 1.40 against 1.46).
+constexpr bool kMeetBeforeWrite = MIN_BLOCKS == 1;
 
 // Signs in the order in which the elements are loaded.
 __device__ __forceinline__ void load_signs_before(SignBits<kWordsPerRow>& sign_bits, const char* base) {
+  sign_bits.clear();
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) sign_bits.insert_vector(i, ld_global_v4(base + vector_bytes_apart(i)));
+  for (int i = 0; i < kVectors; ++i) sign_bits.insert_vector(i, ld_global_v4(base + kVectorBytesApart * i));
 }
 
-// Signs in the order in which the results are stored.
-__device__ __forceinline__ void load_signs_after(SignBits<kWordsPerRow>& sign_bits, const char* base, int first_group) {
+// Signs in the order in which the results are stored. A block that goes on to other rows keeps those of all its slots;
+// one that does not loads those of a slot when it gets there, and has the registers for something else until then.
+constexpr int kSlotWords = kParts * kGroupWords;
+using SignsAfter = SignBits<PREFETCH ? PASSES * kSlots * kSlotWords : kSlotWords>;
+
+__device__ __forceinline__ constexpr int first_sign_word(int pass, int slot) {
+  return PREFETCH ? (pass * kSlots + slot) * kSlotWords : 0;
+}
+
+__device__ __forceinline__ void load_signs_after(SignsAfter& sign_bits, const char* base, int first_group, int pass, int slot) {
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+    for (int w = 0; w < kGroupWords; ++w)
+      sign_bits.insert(first_sign_word(pass, slot) + part * kGroupWords + w,
+                       ld_global_u32(base + group_element(pass, first_group + slot * kThreads, part) * kElementBytes + 4 * w));
+  }
+}
+
+__device__ __forceinline__ void load_all_signs_after(SignsAfter& sign_bits, const char* base, int first_group) {
+  sign_bits.clear();
 #pragma unroll
   for (int pass = 0; pass < PASSES; ++pass) {
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-#pragma unroll
-        for (int w = 0; w < kGroupWords; ++w)
-          sign_bits.insert(((pass * kSlots + slot) * kParts + part) * kGroupWords + w,
-                           ld_global_u32(base + group_element(pass, first_group + slot * kThreads, part) * kElementBytes + 4 * w));
-      }
-    }
+    for (int slot = 0; slot < kSlots; ++slot) load_signs_after(sign_bits, base, first_group, pass, slot);
   }
 }
 
 // One pass of the exchange: write this warp's part, read a share of every part, finish, store.
 template <int PASS>
-__device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared,
+__device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
                                               const u32 (&read_at)[kQuadsOfGroup], char* target, float scale,
-                                              const SignBits<kWordsPerRow>& sign_bits) {
-  write_part<PASS>(write_at, value);
-  exchange_barrier();
+                                              SignsAfter& sign_bits, const char* signs_of_row, int first_group) {
+  write_part<PASS>(write_at, shared, block, value);
+  wait_until_full(shared);
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
     float gathered[kParts][kGroup];
 #pragma unroll
-    for (int rank = 0; rank < CLUSTER; ++rank) {
-      const u32 parts = parts_of_block(shared, rank) + slot * kSlotBytes;
-#pragma unroll
-      for (int w = 0; w < WARPS; ++w) read_group(gathered[rank * WARPS + w], parts + w * kPassBytes, read_at);
-    }
+    for (int part = 0; part < kParts; ++part) read_group(gathered[part], slot * kSlotBytes + part * kRangeBytes, read_at);
     outer_butterflies(gathered);
+    if (SIGNS == SIGNS_AFTER && !PREFETCH) {
+      sign_bits.clear();
+      load_signs_after(sign_bits, signs_of_row, first_group, PASS, slot);
+    }
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       u32 word[kGroupWords];
-      scale_and_round(word, gathered[part], scale, sign_bits, ((PASS * kSlots + slot) * kParts + part) * kGroupWords);
+      scale_and_round(word, gathered[part], scale, sign_bits, first_sign_word(PASS, slot) + part * kGroupWords);
       store_group(target + part * kPartBytes + (PASS * kPassElements + slot * kThreads * kGroup) * kElementBytes, word);
     }
   }
@@ -84,82 +89,71 @@ __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], c
 
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
-  let_next_kernel_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #if CLUSTER > 1
   const int block = cluster_ctarank();
 #else
   const int block = 0;
 #endif
-  const i64 step = gridDim.x / CLUSTER;
+  const u32 step = gridDim.x / CLUSTER;
   Hadamard16 h;
-  if (kTensorCores) h.init(lane);
+  if (kTensorCores) h.init(lane, rows);
 
-  // This thread's places: in the row it loads, in the exchange buffer, and in the row it stores.
-  const int load_bytes = ((block * WARPS + warp) * kPartElements + vector_offset(0, lane)) * kElementBytes;
+  // Where this warp's part of a row starts, and this thread's places in the exchange buffer and in the row it stores.
+  const int warp_bytes = (block * WARPS + warp) * (kPartElements * kElementBytes);
+  const int lane_bytes = warp_bytes + 16 * lane;
   const int first_group = block * kSlots * kThreads + threadIdx.x;
   const u32 shared = cvta_to_shared_dynamic();
-  const u32 stage = shared + kExchangeBytes + 16u * threadIdx.x;  // vector i at i * 16 * kThreads
   u32 write_at[2], read_at[kQuadsOfGroup];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) write_at[half] = write_address(shared + warp * kPassBytes, half, lane);
+  for (int half = 0; half < 2; ++half) write_at[half] = write_address(shared, block * WARPS + warp, half, lane);
 #pragma unroll
-  for (int q = 0; q < kQuadsOfGroup; ++q) read_at[q] = read_offset(q, first_group);
+  for (int q = 0; q < kQuadsOfGroup; ++q) read_at[q] = shared + read_offset(q, threadIdx.x);
+
+  Staging staging;
+  staging.init(shared + kExchangeBytes, warp, lane);
+  init_exchange(shared);
 
   begin_memory_accesses();
 
-  i64 row = blockIdx.x / CLUSTER;
-  if (PREFETCH && row < problem.rows) {
-    const i64 start = row_start(problem, row, problem.x_outer, problem.x_inner);
-    prefetch_row(stage, problem.x + start * kElementBytes + load_bytes);
-  }
+  u32 row = blockIdx.x / CLUSTER;  // 2^32 rows of these sizes are beyond any memory
+  const auto source_of = [&](i64 r) { return problem.x + row_start(problem, r, problem.x_outer, problem.x_inner) * kElementBytes + warp_bytes; };
+  if (PREFETCH) staging.start(source_of(row));
 
-  SignBits<kWordsPerRow> sign_bits;
+  SignBits<kWordsPerRow> signs_before;
+  SignsAfter signs_after;
   bool first = true;
 #pragma unroll 1
-  for (; row < problem.rows; row += step) {
-    if (SIGNS != NO_SIGNS && (first || problem.sign_rows > 1)) {
-      first = false;
-      sign_bits.clear();
-      const char* base = problem.signs + (row % problem.sign_rows) * (i64)(kSize * kElementBytes);
-      if (SIGNS == SIGNS_BEFORE) load_signs_before(sign_bits, base + load_bytes);
-      else load_signs_after(sign_bits, base, first_group);
-    }
+  do {
+    const bool load_signs = first || problem.sign_rows > 1;  // they stay in registers for the rows that follow
+    const char* signs_of_row = problem.signs + (row % problem.sign_rows) * (i64)(kSize * kElementBytes);
+    first = false;
+    if (SIGNS == SIGNS_BEFORE && load_signs) load_signs_before(signs_before, signs_of_row + lane_bytes);
+    if (SIGNS == SIGNS_AFTER && PREFETCH && load_signs) load_all_signs_after(signs_after, signs_of_row, first_group);
 
     PackedTile packed[kTiles];
-    const char* source = problem.x + row_start(problem, row, problem.x_outer, problem.x_inner) * kElementBytes + load_bytes;
-    if (PREFETCH) cp_async_wait_all();
+    const char* source = problem.x + row_start(problem, row, problem.x_outer, problem.x_inner) * kElementBytes + lane_bytes;
+    if (PREFETCH) staging.wait();
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const uint4 bits = PREFETCH ? ld_shared_v4(stage + 16u * kThreads * i) : ld_global_v4(source + vector_bytes_apart(i));
-      set_vector(packed[i / kTileVectors], i % kTileVectors, bits);
+    for (int i = 0; i < kVectors; ++i)
+      set_vector(packed[i / kTileVectors], i % kTileVectors, PREFETCH ? staging.vector(i) : ld_global_v4(source + kVectorBytesApart * i));
+    if (PREFETCH && (i64)row + step < problem.rows) {
+      staging.release();
+      staging.start(source_of((i64)row + step));
     }
-    if (PREFETCH && row + step < problem.rows) {  // the staging slots are free again
-      const i64 next = row_start(problem, row + step, problem.x_outer, problem.x_inner);
-      prefetch_row(stage, problem.x + next * kElementBytes + load_bytes);
-    }
-
+    if (SIGNS == SIGNS_BEFORE) apply_signs(packed, signs_before);
     float value[kTiles][8];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (SIGNS == SIGNS_BEFORE) {
-#pragma unroll
-        for (int w = 0; w < kTileWords; ++w)
-          packed[tile].word[w] = sign_bits.apply(tile * kTileWords + w, packed[tile].word[w]);
-      }
-      transform_tile(value[tile], packed[tile], h, lane);
-    }
-    outer_butterflies(value);
+    transform_tiles(value, packed, h, lane);
 
     char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kElementBytes +
-                   first_group * kGroup * kElementBytes;
-    exchange_pass<0>(value, write_at, shared, read_at, target, (float)scale, sign_bits);
+                   first_group * (kGroup * kElementBytes);
+    wait_for_cluster();
+    if (PREFETCH && kMeetBeforeWrite) bar_sync();
+    exchange_pass<0>(value, write_at, shared, block, read_at, target, (float)scale, signs_after, signs_of_row, first_group);
 #if PASSES > 1
-    exchange_barrier();  // the buffer may be written again once all have read
-    exchange_pass<1>(value, write_at, shared, read_at, target, (float)scale, sign_bits);
+    bar_sync();  // the buffer may be written again once all have read
+    exchange_pass<1>(value, write_at, shared, block, read_at, target, (float)scale, signs_after, signs_of_row, first_group);
 #endif
-    // Likewise for the next row; and a block of a cluster may leave only once all have read from it. Always: a
-    // condition here makes the compiler write the loop out twice.
-    exchange_barrier();
-  }
+    if (PREFETCH && !kMeetBeforeWrite) bar_sync();  // likewise, for the next row
+  } while (PREFETCH && (row += step) < problem.rows);
 }

@@ -101,11 +101,23 @@ __device__ __forceinline__ void cp_async_wait_all() {
 
 // ---- synchronisation and clusters -----------------------------------------------------------------
 
+__device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" :: "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void bar_warp_sync() {
+  asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
+}
+
 __device__ __forceinline__ void bar_sync() {
   asm volatile("bar.sync 0;" ::: "memory");
 }
 
-#if __CUDA_ARCH__ >= 900 || defined(HADACORE_EMULATED)
+#if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ u32 cluster_ctarank() {
   u32 rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -119,18 +131,32 @@ __device__ __forceinline__ u32 mapa_shared_cluster(u32 address, u32 rank) {
   return mapped;
 }
 
-__device__ __forceinline__ float4 ld_shared_cluster_v4_f32(u32 address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
-  return v;
+// st.async: 16 bytes to another block of the cluster, counted by the mbarrier there that lies at `barrier`.
+__device__ __forceinline__ void st_async_v4_b32(u32 address, u32 barrier, float a, float b, float c, float d) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+               :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier) : "memory");
 }
 
-__device__ __forceinline__ float2 ld_shared_cluster_v2_f32(u32 address) {
-  float2 v;
-  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];"
-               : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
-  return v;
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+
+// Whether the phase of this parity has ended; may wait some time for it.
+__device__ __forceinline__ bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+  return done != 0;
+}
+
+// cp.async.bulk: `bytes` (a multiple of 16) from global to this block's shared memory, counted by `barrier`.
+__device__ __forceinline__ void cp_async_bulk(u32 shared_address, const void* address, u32 bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :: "r"(shared_address), "l"(address), "r"(bytes), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 // griddepcontrol: let the next kernel of the stream start its prologue; wait until the previous one's writes are visible.
@@ -143,7 +169,7 @@ __device__ __forceinline__ void griddepcontrol_wait() {
 }
 
 __device__ __forceinline__ void barrier_cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void barrier_cluster_wait() {

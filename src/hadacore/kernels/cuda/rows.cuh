@@ -49,16 +49,15 @@ struct Rows {
 #endif
 
 // Programmatic dependent launch: this kernel may be started before the previous one of its stream has ended, and lets
-// the next one be. Everything up to begin_memory_accesses() overlaps; nothing before it may touch global memory.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if PROGRAMMATIC
-  griddepcontrol_launch_dependents();
-#endif
-}
-
+// the next one be. Everything up to here overlaps; nothing before it may touch global memory.
+//
+// The next kernel is let go only after the wait: a kernel that reads, before its own wait, what an earlier kernel than
+// its predecessor has written (weights, say) then still finds it complete. Letting it go at once gains 1 to 4 % hot
+// and up to 0.1 us a call on 2^12 elements, and loses 20 % at 2^19 elements, where early blocks take up room.
 __device__ __forceinline__ void begin_memory_accesses() {
 #if PROGRAMMATIC
   griddepcontrol_wait();
+  griddepcontrol_launch_dependents();
 #endif
 }
 

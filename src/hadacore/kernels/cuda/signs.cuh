@@ -37,3 +37,13 @@ struct SignBits {
     return word ^ ((bits[index / kWordsPerSignRegister] << (index % kWordsPerSignRegister)) & kSignMask);
   }
 };
+
+// Signs of a warp's tiles of a row, before the transform.
+template <int TILES, int PACKED_WORDS>
+__device__ __forceinline__ void apply_signs(PackedTile (&tiles)[TILES], const SignBits<PACKED_WORDS>& signs) {
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+    for (int w = 0; w < kTileWords; ++w) tiles[tile].word[w] = signs.apply(tile * kTileWords + w, tiles[tile].word[w]);
+  }
+}

@@ -9,31 +9,57 @@
 // No mma ever holds two rows in its K dimension. A block-diagonal H16 would multiply the other row by 0, and
 // 0 x inf = NaN would leak from one row into another. Bits that belong to no row of this size stay in M or N.
 
+constexpr int kTiles = 1 << LOG2_TILES;                // tiles of a row, or of packed rows, that a warp holds
 constexpr int kTileBits = LOG2_SIZE < 8 ? LOG2_SIZE : 8;  // index bits contracted inside a tile
 constexpr bool kTensorCores = kSixteenBit && LOG2_SIZE >= 5;
 constexpr bool kTwoProducts = kSixteenBit && LOG2_SIZE >= 8;
+constexpr u32 kNegatePair = 0x80008000u;
 
-// H16 as an mma fragment. Lane (g, t) holds the pair k = 2t, 2t+1 of row (or column) g; since
-// H[m][k] = (-1)^popcount(m & k), the fragments with m+8 or k+8 equal this one, and that with both its negative.
-struct Hadamard16 {
-  u32 exact;  // in the element type, for the first product
-  u32 split;  // in bfloat16, for the second
+// H16 as the A fragment of an mma. Lane (g, t) holds the pair k = 2t, 2t+1 of row g; since H[m][k] =
+// (-1)^popcount(m & k), the registers for m+8 or k+8 equal that one, and the register for both its negative.
+struct Fragment {
+  u32 a[4];
 
-  __device__ __forceinline__ void init(int lane) {
-    const u32 g = lane >> 2, k = 2 * (lane & 3);
-    const u32 sign_low = (u32)(__popc(g & k) & 1) << 15;
-    const u32 sign_high = (u32)(__popc(g & (k + 1)) & 1) << 31;
-    exact = (ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u) ^ sign_low ^ sign_high;
-    split = 0x3f803f80u ^ sign_low ^ sign_high;
+  // Four registers of its own, made different by a zero that the compiler cannot see through (the top bits of a row
+  // count): of one register four times it makes copies in front of every mma, 5 moves a tile at size 32768.
+  __device__ __forceinline__ void set(u32 pair, u32 zero) {
+    a[0] = pair | zero;
+    a[1] = pair ^ zero;
+    a[2] = pair + zero;
+    a[3] = pair ^ kNegatePair ^ zero;
   }
 };
 
-constexpr u32 kNegatePair = 0x80008000u;
+// Signs and strides need the registers more.
+constexpr bool kOwnRegisters = SIGNS == 0 && !STRIDED;
 
-__device__ __forceinline__ void mma_exact(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-  if (ELEMENT == FLOAT16) mma_m16n8k16_f32_f16(d, a0, a1, a2, a3, b0, b1, zero);
-  else mma_m16n8k16_f32_bf16(d, a0, a1, a2, a3, b0, b1, zero);
+struct Hadamard16 {
+  u32 pair;        // in the element type
+  Fragment exact;  // likewise, for the first product
+  Fragment split;  // in bfloat16, for the second
+
+  __device__ __forceinline__ void init(int lane, i64 rows) {
+    const u32 g = lane >> 2, k = 2 * (lane & 3);
+    const u32 sign_low = (u32)(__popc(g & k) & 1) << 15;
+    const u32 sign_high = (u32)(__popc(g & (k + 1)) & 1) << 31;
+    pair = (ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u) ^ sign_low ^ sign_high;
+    if (!kTwoProducts) return;
+    exact.set(pair, kOwnRegisters ? (u32)(rows >> 62) : 0);
+    split.set(0x3f803f80u ^ sign_low ^ sign_high, kOwnRegisters ? (u32)(rows >> 61) : 0);
+  }
+};
+
+__device__ __forceinline__ void mma_exact(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, const float (&c)[4]) {
+  if (ELEMENT == FLOAT16) mma_m16n8k16_f32_f16(d, a0, a1, a2, a3, b0, b1, c);
+  else mma_m16n8k16_f32_bf16(d, a0, a1, a2, a3, b0, b1, c);
+}
+
+__device__ __forceinline__ void mma_exact(float (&d)[4], const Fragment& h, u32 b0, u32 b1, const float (&c)[4]) {
+  mma_exact(d, h.a[0], h.a[1], h.a[2], h.a[3], b0, b1, c);
+}
+
+__device__ __forceinline__ void mma_split(float (&d)[4], const Fragment& h, const u32 (&b)[2], const float (&c)[4]) {
+  mma_m16n8k16_f32_bf16(d, h.a[0], h.a[1], h.a[2], h.a[3], b[0], b[1], c);
 }
 
 // ---- butterflies ----------------------------------------------------------------------------------
@@ -84,9 +110,10 @@ __device__ __forceinline__ void tile_by_butterflies(float (&value)[8], int lane)
 // registers, and the row's bits above 4 (size 64: bit 5; size 128: bits 5 6) between lanes.
 __device__ __forceinline__ void tile_by_one_product(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
   float columns[2][4];
-  const u32 p = h.exact, n = h.exact ^ kNegatePair;
-  mma_exact(columns[0], x.word[0], x.word[1], x.word[2], x.word[3], p, p);
-  mma_exact(columns[1], x.word[0], x.word[1], x.word[2], x.word[3], p, n);
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  const u32 p = h.pair, n = h.pair ^ kNegatePair;
+  mma_exact(columns[0], x.word[0], x.word[1], x.word[2], x.word[3], p, p, zero);
+  mma_exact(columns[1], x.word[0], x.word[1], x.word[2], x.word[3], p, n, zero);
 #pragma unroll
   for (int i = 0; i < 8; ++i) value[i] = columns[i / 4][i % 4];
   register_butterfly<2>(value);
@@ -110,19 +137,18 @@ __device__ __forceinline__ void split_pair(u32& high, u32& low, float first, flo
 //   after it:        bit 0 = pair,  bit 2 = accumulator half,  bit 1 = which product,
 //                    bits 3 4 = lane bits 0 1,  bits 5 6 7 = lane bits 2 3 4: as loaded
 __device__ __forceinline__ void tile_by_two_products(float (&value)[8], const PackedTile& x, const Hadamard16& h) {
-  float first[2][4];  // [bit 2]
-  mma_exact(first[0], h.exact, h.exact, h.exact, h.exact ^ kNegatePair, x.word[0], x.word[1]);
-  mma_exact(first[1], h.exact, h.exact, h.exact, h.exact ^ kNegatePair, x.word[2], x.word[3]);
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-  const u32 p = h.split, n = h.split ^ kNegatePair;
+  float first[2][4];  // [bit 2]
+  mma_exact(first[0], h.exact, x.word[0], x.word[1], zero);
+  mma_exact(first[1], h.exact, x.word[2], x.word[3], zero);
 #pragma unroll
   for (int bit1 = 0; bit1 < 2; ++bit1) {
     u32 high[2], low[2];  // [bit 2]
 #pragma unroll
     for (int bit2 = 0; bit2 < 2; ++bit2) split_pair(high[bit2], low[bit2], first[bit2][2 * bit1], first[bit2][2 * bit1 + 1]);
     float part[4], second[4];
-    mma_m16n8k16_f32_bf16(part, p, p, p, n, low[0], low[1], zero);  // the small part first: the sum loses less
-    mma_m16n8k16_f32_bf16(second, p, p, p, n, high[0], high[1], part);
+    mma_split(part, h.split, low, zero);  // the small part first: the sum loses less
+    mma_split(second, h.split, high, part);
     value[2 * bit1] = second[0];
     value[2 * bit1 + 1] = second[1];
     value[4 + 2 * bit1] = second[2];
@@ -130,16 +156,7 @@ __device__ __forceinline__ void tile_by_two_products(float (&value)[8], const Pa
   }
 }
 
-__device__ __forceinline__ void transform_tile(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
-  if (kTwoProducts) {
-    tile_by_two_products(value, x, h);
-  } else if (kTensorCores) {
-    tile_by_one_product(value, x, h, lane);
-  } else {
-    unpack(value, x);
-    tile_by_butterflies(value, lane);
-  }
-}
+// ---- all tiles of a warp ---------------------------------------------------------------------------
 
 // (a, b) -> (a + b, a - b) over every bit of the outer index, lowest first: index bits 8, 9, 10 between a lane's
 // tiles, and, after an exchange, the bits above between the parts of a row. Exact up to fp32 rounding.
@@ -159,4 +176,21 @@ __device__ __forceinline__ void outer_butterflies(float (&value)[OUTER][INNER]) 
       }
     }
   }
+}
+
+// Contracts the index bits inside a tile and those between the TILES tiles.
+template <int TILES>
+__device__ __forceinline__ void transform_tiles(float (&value)[TILES][8], const PackedTile (&x)[TILES], const Hadamard16& h, int lane) {
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    if (kTwoProducts) {
+      tile_by_two_products(value[tile], x[tile], h);
+    } else if (kTensorCores) {
+      tile_by_one_product(value[tile], x[tile], h, lane);
+    } else {
+      unpack(value[tile], x[tile]);
+      tile_by_butterflies(value[tile], lane);
+    }
+  }
+  outer_butterflies(value);
 }

@@ -3,12 +3,10 @@
 // Each warp loads UNITS units of TILES tiles at once, all loads before the first use, transforms them in
 // registers and stores them where they came from. No shared memory, no barrier.
 
-constexpr int kTiles = 1 << LOG2_TILES;
 constexpr int kWordsPerUnit = kTiles * kTileWords;
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
-  let_next_kernel_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const i64 first = (i64)blockIdx.x * (WARPS * UNITS) + warp;
   // A warp past the end leaves as a whole. Within a warp, units past the end are computed on zeros and not stored:
@@ -16,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   if (first * kUnitElements >= problem.rows * kSize) return;
   const Cursor cursor = make_cursor(problem, first, lane);
   Hadamard16 h;
-  if (kTensorCores) h.init(lane);
+  if (kTensorCores) h.init(lane, rows);
   begin_memory_accesses();
 
   PackedTile packed[UNITS][kTiles];
@@ -46,17 +44,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
       }
     }
 
+    if (SIGNS == SIGNS_BEFORE) apply_signs(packed[u], sign_bits);
     float value[kTiles][8];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      if (SIGNS == SIGNS_BEFORE) {
-#pragma unroll
-        for (int w = 0; w < kTileWords; ++w)
-          packed[u][tile].word[w] = sign_bits.apply(tile * kTileWords + w, packed[u][tile].word[w]);
-      }
-      transform_tile(value[tile], packed[u][tile], h, lane);
-    }
-    outer_butterflies(value);
+    transform_tiles(value, packed[u], h, lane);
 
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
