@@ -20,7 +20,7 @@ from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.configurations import KernelConfiguration, choose, signs_placement
+from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration, choose, signs_placement
 from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
 
 _VECTOR_BYTES = 16
@@ -138,23 +138,28 @@ def current_stream(device_index: int) -> Any:
 
 def _enter_thread(device_index: int) -> None:
     """Make the device's primary context current in a thread that has not used the GPU yet."""
-    known = getattr(_thread, "devices", None)
-    if known is None:
-        known = _thread.devices = set()
-    if device_index not in known:
-        cuda_core().Device(device_index).set_current()
-        known.add(device_index)
+    cuda_core().Device(device_index).set_current()
+    _thread.devices = {*getattr(_thread, "devices", ()), device_index}
 
 
-def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides | None) -> bool:
-    """Whether every row can be read and written in aligned 16-byte vectors."""
-    if (x.data_ptr() | out.data_ptr()) % _VECTOR_BYTES:
-        return False
-    if strides is None:
-        return True
+def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides) -> bool:
+    """Whether rows at strides can be read and written in aligned 16-byte vectors, if the first ones can."""
     item = x.element_size()
     starts = (size, strides.x_outer, strides.x_inner, strides.out_outer, strides.out_inner)
     return all(start * item % _VECTOR_BYTES == 0 for start in starts)
+
+
+def _prepare_for(
+    dtype: torch.dtype, size: int, elements: int, device_index: int, signs: int, strided: bool
+) -> PreparedLaunch:
+    """Choose and prepare the launch for a problem, and keep it."""
+    if len(_prepared) >= _PREPARED_LIMIT:
+        _prepared.clear()
+    rows = elements // size
+    configuration = choose_for_device(dtype, size, rows, device_index, signs, strided)
+    prepared = prepare(configuration, rows, device_index)
+    _prepared[dtype, size, elements, device_index, signs, strided] = prepared
+    return prepared
 
 
 def _launch(
@@ -165,16 +170,13 @@ def _launch(
         with torch.cuda.device(device_index):
             _launch(x, out, size, scale, signs, inverse, strides)
         return
-    _enter_thread(device_index)
-    signs_are = signs_placement(signs is not None, inverse)
-    rows = x.numel() // size
-    key = (x.dtype, size, rows, device_index, signs_are, strides is not None)
-    prepared = _prepared.get(key)
-    if prepared is None:
-        if len(_prepared) >= _PREPARED_LIMIT:
-            _prepared.clear()
-        prepared = _prepared[key] = prepare(choose_for_device(*key), rows, device_index)
-    launch_prepared(prepared, device_index, kernel_arguments(x, out, scale, rows, size, signs, strides))
+    if device_index not in getattr(_thread, "devices", ()):
+        _enter_thread(device_index)
+    signs_are = NO_SIGNS if signs is None else signs_placement(True, inverse)
+    elements = x.numel()
+    key = (x.dtype, size, elements, device_index, signs_are, strides is not None)
+    prepared = _prepared.get(key) or _prepare_for(*key)
+    launch_prepared(prepared, device_index, kernel_arguments(x, out, scale, elements // size, size, signs, strides))
 
 
 def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
@@ -188,15 +190,14 @@ def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | N
     if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % _VECTOR_BYTES):
         signs = signs.clone(memory_format=torch.contiguous_format)
     strides = None
-    if not (x.is_contiguous() and out.is_contiguous()):
+    direct = (x.data_ptr() | out.data_ptr()) % _VECTOR_BYTES == 0  # without a copy
+    if direct and not (x.is_contiguous() and out.is_contiguous()):
         strides = row_strides(x, out, size)
-        if strides is None or not vectors_fit(x, out, size, strides):
-            _through_contiguous(x, out, size, scale, signs, inverse)
-            return
-    elif not vectors_fit(x, out, size, None):
+        direct = strides is not None and vectors_fit(x, out, size, strides)
+    if direct:
+        _launch(x, out, size, scale, signs, inverse, strides)
+    else:
         _through_contiguous(x, out, size, scale, signs, inverse)
-        return
-    _launch(x, out, size, scale, signs, inverse, strides)
 
 
 def _through_contiguous(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
