@@ -26,7 +26,7 @@ from hadacore.benchmarking.copy import time_copy
 from hadacore.benchmarking.timing import COLD, HOT, Arena, Workload, time_operation
 from hadacore.elements import BY_NAME
 from hadacore.kernels.architectures import Architecture, architecture_of
-from hadacore.kernels.configurations import KernelConfiguration, choose
+from hadacore.kernels.configurations import AFTER_LOADS, AFTER_WAIT, BEFORE_EXCHANGE, KernelConfiguration, choose
 
 WORKLOADS = [
     (2**12, HOT),
@@ -63,7 +63,9 @@ def space(code: int, log2_size: int, architecture: Architecture) -> Iterator[Ker
                 continue
             if passes == 2 and not (log2_size == 15 and code == 2):
                 continue
-            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or passes << log2_cluster > 1 << tiles:
+            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or 1 << log2_cluster > 1 << tiles:
+                continue
+            if log2_cluster and (prefetch or passes > 1):
                 continue
             warps = 1 << log2_warps
             for warps_resident in (16, 24, 32):
@@ -76,6 +78,11 @@ def space(code: int, log2_size: int, architecture: Architecture) -> Iterator[Ker
                 fits = configuration.shared_bytes * configuration.minimum_blocks <= architecture.shared_memory_per_block
                 if configuration.runs_on(architecture) and (fits or warps_resident == 16):
                     yield configuration
+
+
+def points_of(configuration: KernelConfiguration) -> tuple[int, ...]:
+    """From where on a kernel can let the next one start."""
+    return (AFTER_WAIT, AFTER_LOADS) + ((BEFORE_EXCHANGE,) if configuration.kernel == "exchange_rows" else ())
 
 
 def _operation(configuration: KernelConfiguration, rows: int):  # type: ignore[no-untyped-def]
@@ -107,7 +114,9 @@ def main() -> None:
     parser.add_argument("--sizes", required=True, help="comma-separated")
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--elements", default="", help="comma-separated; all of WORKLOADS by default")
-    parser.add_argument("--programmatic", action="store_true", help="also try each with programmatic launch")
+    parser.add_argument(
+        "--programmatic", action="store_true", help="also try each with programmatic launch, from every point on"
+    )
     parser.add_argument("--top", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path())
     arguments = parser.parse_args()
@@ -124,8 +133,9 @@ def main() -> None:
     for size in sizes:
         log2_size = size.bit_length() - 1
         configurations = list(dict.fromkeys(space(element.cuda_code, log2_size, architecture)))
-        if arguments.programmatic and architecture.has_clusters:
-            configurations += [replace(c, programmatic=True) for c in configurations]
+        if arguments.programmatic and architecture.has_programmatic_launch:
+            alone = configurations
+            configurations = alone + [replace(c, programmatic=p) for c in alone for p in points_of(c)]
         reference = None
         for configuration in configurations:
             reference = _check(configuration, arena.workload(max(2**16, size), HOT).rows_of(size), reference)

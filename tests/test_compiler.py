@@ -19,7 +19,14 @@ from hadacore.backends.cuda import compiler, requirements
 from hadacore.backends.cuda.cache import CACHE_VARIABLE, KernelCache, cache_folder, refusal
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import BY_NAME, CHECKED
-from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
+from hadacore.kernels.configurations import (
+    AFTER_LOADS,
+    AFTER_WAIT,
+    BEFORE_EXCHANGE,
+    SIGNS_BEFORE,
+    KernelConfiguration,
+    candidates,
+)
 from hadacore.kernels.source import constants, copy_source, kernel_source
 
 SMALL = KernelConfiguration("warp_rows", 0, 7)
@@ -75,8 +82,14 @@ def test_options_cost_nothing_when_unused() -> None:
 
 @pytest.mark.parametrize("architecture", [name for name in CHECKED if BY_NAME[name].has_clusters])
 def test_programmatic_launch_compiles(architecture: str) -> None:
-    for configuration in (SMALL, KernelConfiguration("exchange_rows", 0, 12, 2, 4)):
-        assert compiler.resources_of(replace(configuration, programmatic=True), architecture).stays_in_registers
+    large = KernelConfiguration("exchange_rows", 0, 12, 2, 4)
+    for configuration, point in (
+        (SMALL, AFTER_WAIT),
+        (SMALL, AFTER_LOADS),
+        (large, AFTER_WAIT),
+        (large, BEFORE_EXCHANGE),
+    ):
+        assert compiler.resources_of(replace(configuration, programmatic=point), architecture).stays_in_registers
 
 
 def test_copy_kernel_compiles() -> None:

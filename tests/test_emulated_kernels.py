@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 from hadacore.kernels.configurations import (
+    AFTER_LOADS,
+    AFTER_WAIT,
+    ALONE,
+    BEFORE_EXCHANGE,
     NO_SIGNS,
     SIGNS_AFTER,
     SIGNS_BEFORE,
@@ -175,7 +179,10 @@ def test_signs(configuration: KernelConfiguration, signs_are: int) -> None:
 )
 def test_programmatic_launch_waits_before_it_reads(configuration: KernelConfiguration) -> None:
     x = _random_rows(configuration, _some_rows(configuration))
-    assert torch.equal(_transform(replace(configuration, programmatic=True), x), _transform(configuration, x))
+    alone = _transform(replace(configuration, programmatic=ALONE), x)
+    points = (AFTER_WAIT, AFTER_LOADS, BEFORE_EXCHANGE)
+    for point in points if configuration.kernel == "exchange_rows" else points[:2]:
+        assert torch.equal(_transform(replace(configuration, programmatic=point), x), alone)
 
 
 @pytest.mark.parametrize("signs_are", [NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER], ids=["plain", "before", "after"])
@@ -184,7 +191,7 @@ def test_programmatic_launch_waits_before_it_reads(configuration: KernelConfigur
 )
 def test_before_hopper(configuration: KernelConfiguration, signs_are: int) -> None:
     """Without bulk copies and mbarriers the bits are the same."""
-    configuration = configuration.with_options(signs_are, False)
+    configuration = replace(configuration.with_options(signs_are, False), programmatic=ALONE)
     x = _random_rows(configuration, 3)
     signs = None if signs_are == NO_SIGNS else _random_signs(configuration, 1)
     y = torch.empty_like(x)

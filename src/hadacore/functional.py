@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hadacore import checks, ops
+from hadacore.matrices import check_size
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
@@ -76,8 +77,8 @@ def hadamard_transform(
     n = checks.check_input(x)
     if base is not None:
         checks.check_base(base)
-    size = checks.check_block_size(n, block_size)
-    factor = checks.check_scale(scale, size)
+    size = check_size(n) if block_size is None else checks.check_block_size(n, block_size)
+    factor = size**-0.5 if scale is None else checks.check_scale(scale, size)
     if signs is not None:
         signs = checks.check_signs(signs, x)
     if out is not None:
@@ -86,7 +87,7 @@ def hadamard_transform(
         if _can_skip_dispatcher(x):
             transform = ops.backend_of(x)
             if transform is not None:
-                result = ops.new_output(x)
+                result = torch.empty_like(x) if x.is_contiguous() else ops.new_output(x)
                 transform(x, result, size, factor, signs, inverse)
                 return result
         elif _is_differentiated_functionally():

@@ -18,6 +18,9 @@ TILE_LOG2 = 8  # a warp's tile is 256 elements
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
 
+# Programmatic dependent launch: off, or from where on the stream's next kernel may start (rows.cuh).
+ALONE, AFTER_WAIT, AFTER_LOADS, BEFORE_EXCHANGE = 0, 1, 2, 3
+
 
 def signs_placement(present: bool, inverse: bool) -> int:
     """Where the signs of a transform are applied: forward is H D, so its inverse is D H^T."""
@@ -42,7 +45,9 @@ class KernelConfiguration:
         prefetch: ``exchange_rows`` of one block a row only: copy the next row to shared memory while this one is
             transformed; blocks then loop over rows, where otherwise each has one.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
-        programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel.
+        programmatic: Programmatic dependent launch: the kernel's start overlaps the end of the stream's previous kernel,
+            and the next one may start from the point given (``AFTER_WAIT``, ``AFTER_LOADS``, ``BEFORE_EXCHANGE``);
+            ``ALONE`` is an ordinary launch.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER`` the transform.
         strided: Rows lie at two-level strides rather than one after the other.
     """
@@ -57,7 +62,7 @@ class KernelConfiguration:
     passes: int = 1
     prefetch: bool = False
     minimum_blocks: int = 1
-    programmatic: bool = False
+    programmatic: int = ALONE
     signs: int = NO_SIGNS
     strided: bool = False
 
@@ -131,7 +136,8 @@ class KernelConfiguration:
             if self.prefetch:
                 parts.append("prefetch")
         if self.programmatic:
-            parts.append("programmatic launch")
+            where = {AFTER_WAIT: "its wait", AFTER_LOADS: "its loads", BEFORE_EXCHANGE: "its transform"}
+            parts.append(f"next kernel from after {where[self.programmatic]}")
         return ", ".join(parts)
 
 
@@ -150,21 +156,26 @@ _2_17, _2_20, _2_22, _2_24 = 1024, 8192, 32768, 131072
 
 def _warp(log2_size: int, warps: int, units: int, minimum_blocks: int, up_to: float = math.inf) -> Candidate:
     tiles = max(0, log2_size - TILE_LOG2)
+    # A warp with several loads lets the next kernel start once they are under way.
+    programmatic = AFTER_LOADS if units << tiles > 1 else AFTER_WAIT
     return Candidate(
-        up_to, KernelConfiguration("warp_rows", 0, log2_size, tiles, warps, units, minimum_blocks=minimum_blocks)
+        up_to,
+        KernelConfiguration(
+            "warp_rows", 0, log2_size, tiles, warps, units, minimum_blocks=minimum_blocks, programmatic=programmatic
+        ),
     )
 
 
 def _exchange(
     log2_size: int, tiles: int, warps: int, minimum_blocks: int, up_to: float = math.inf, *, cluster: int = 1,
-    passes: int = 1, prefetch: bool = False,
+    passes: int = 1, prefetch: bool = False, programmatic: int = AFTER_WAIT,
 ) -> Candidate:  # fmt: skip
     """``tiles`` is log2 of the tiles of a warp."""
     return Candidate(
         up_to,
         KernelConfiguration(
             "exchange_rows", 0, log2_size, tiles, warps, cluster=cluster, passes=passes, prefetch=prefetch,
-            minimum_blocks=minimum_blocks,
+            minimum_blocks=minimum_blocks, programmatic=programmatic,
         ),
     )  # fmt: skip
 
@@ -173,22 +184,30 @@ def _exchange(
 # the shared memory for is used. Measured on one H200 (docs/performance.md): few elements want many small blocks, and
 # rows that are spread over a cluster; many want blocks that need not be started often.
 _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
-    **{k: (_warp(k, 4, 1, 8, _2_20), _warp(k, 8, 1, 4, _2_22), _warp(k, 8, 2, 4)) for k in range(9)},
-    9: (_warp(9, 2, 1, 16, _2_22), _warp(9, 8, 1, 4)),
-    10: (_exchange(10, 1, 2, 16, _2_22), _warp(10, 4, 1, 4)),
-    11: (_exchange(11, 1, 4, 8, _2_22), _exchange(11, 2, 2, 16)),
-    12: (_exchange(12, 1, 4, 8, _2_22, cluster=2), _exchange(12, 1, 8, 4, _2_22), _exchange(12, 2, 4, 8)),
+    **{
+        k: (_warp(k, 4, 1, 8, _2_20), _warp(k, 8, 1, 4, _2_22), _warp(k, 8, 2, 4, _2_24), _warp(k, 8, 1, 4))
+        for k in range(9)
+    },
+    9: (_warp(9, 2, 1, 16, _2_22), _warp(9, 8, 1, 4, _2_24), _warp(9, 4, 1, 8)),
+    10: (_warp(10, 2, 1, 8, _2_22), _warp(10, 4, 1, 4, _2_24), _warp(10, 2, 1, 8)),
+    11: (
+        _exchange(11, 1, 4, 8, _2_22, programmatic=AFTER_LOADS),
+        _exchange(11, 2, 2, 16, programmatic=AFTER_LOADS),
+    ),
+    12: (
+        _exchange(12, 1, 8, 4, _2_22, programmatic=BEFORE_EXCHANGE),
+        _exchange(12, 2, 4, 8, programmatic=BEFORE_EXCHANGE),
+    ),
     13: (
         _exchange(13, 2, 2, 8, _2_17, cluster=4),
         _exchange(13, 2, 4, 8, _2_20, cluster=2),
-        _exchange(13, 2, 8, 3, _2_22, prefetch=True),
-        _exchange(13, 2, 8, 4),
+        _exchange(13, 2, 8, 4, programmatic=BEFORE_EXCHANGE),
     ),
     14: (
         _exchange(14, 2, 4, 4, _2_17, cluster=4),
         _exchange(14, 2, 8, 4, _2_22, cluster=2),
         _exchange(14, 3, 8, 2, _2_24, prefetch=True),
-        _exchange(14, 3, 4, 4, cluster=2),
+        _exchange(14, 3, 4, 2, cluster=2),
         _exchange(14, 3, 8, 2, prefetch=True),
         _exchange(14, 3, 8, 2),
     ),
@@ -203,14 +222,15 @@ _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
 }
 _FLOAT32: dict[int, tuple[Candidate, ...]] = {
     **{k: (_warp(k, 4, 1, 8),) for k in range(9)},
-    9: (_warp(9, 2, 1, 8),),
-    10: (_exchange(10, 1, 2, 12),),
-    11: (_exchange(11, 1, 4, 8),),
-    12: (_exchange(12, 1, 4, 8, cluster=2), _exchange(12, 1, 8, 3)),
+    9: (_warp(9, 4, 1, 8),),
+    10: (_exchange(10, 1, 2, 12, programmatic=AFTER_LOADS),),
+    11: (_exchange(11, 1, 4, 8, programmatic=AFTER_LOADS),),
+    12: (_exchange(12, 1, 4, 8, cluster=2, programmatic=BEFORE_EXCHANGE), _exchange(12, 1, 8, 3)),
     13: (_exchange(13, 2, 2, 8, _2_17, cluster=4), _exchange(13, 2, 4, 4, cluster=2), _exchange(13, 2, 8, 2)),
     14: (
         _exchange(14, 2, 4, 4, _2_20, cluster=4),
-        _exchange(14, 2, 8, 2, cluster=2),
+        _exchange(14, 2, 8, 2, _2_22, cluster=2),
+        _exchange(14, 2, 8, 2, cluster=2, programmatic=BEFORE_EXCHANGE),
         _exchange(14, 2, 16, 1),
     ),
     15: (
@@ -235,9 +255,9 @@ def candidates(element_code: int, log2_size: int, architecture: Architecture) ->
     """The candidates of a size that run on a GPU of this architecture, few rows first."""
     found = []
     for candidate in TABLE[4 if element_code == 2 else 2, log2_size]:
-        configuration = replace(
-            candidate.configuration, element_code=element_code, programmatic=architecture.has_programmatic_launch
-        )
+        configuration = replace(candidate.configuration, element_code=element_code)
+        if not architecture.has_programmatic_launch:
+            configuration = replace(configuration, programmatic=ALONE)
         if configuration.runs_on(architecture):
             found.append(replace(candidate, configuration=configuration))
             if math.isinf(candidate.up_to_elements_per_multiprocessor):

@@ -59,7 +59,7 @@ def constants(configuration: KernelConfiguration) -> tuple[tuple[str, str], ...]
         "LOG2_TILES": c.log2_tiles,
         "WARPS": c.warps,
         "MIN_BLOCKS": c.minimum_blocks,
-        "PROGRAMMATIC": int(c.programmatic),
+        "PROGRAMMATIC": c.programmatic,
         "SIGNS": c.signs,
         "STRIDED": int(c.strided),
     }

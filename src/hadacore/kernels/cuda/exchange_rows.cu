@@ -67,6 +67,7 @@ __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], c
                                               const u32 (&read_at)[kQuadsOfGroup], char* target, float scale,
                                               SignsAfter& sign_bits, const char* signs_of_row, int first_group) {
   write_part<PASS>(write_at, shared, block, value);
+  let_next_kernel_start(BEFORE_EXCHANGE);
   wait_until_full(shared);
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
@@ -141,6 +142,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
       staging.release();
       staging.start(source_of((i64)row + step));
     }
+    let_next_kernel_start(AFTER_LOADS);
     if (SIGNS == SIGNS_BEFORE) apply_signs(packed, signs_before);
     float value[kTiles][8];
     transform_tiles(value, packed, h, lane);

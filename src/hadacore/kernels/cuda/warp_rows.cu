@@ -3,6 +3,7 @@
 // Each warp loads UNITS units of TILES tiles at once, all loads before the first use, transforms them in
 // registers and stores them where they came from. No shared memory, no barrier.
 
+static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
 constexpr int kWordsPerUnit = kTiles * kTileWords;
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
@@ -30,6 +31,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
       }
     }
   }
+
+  let_next_kernel_start(AFTER_LOADS);
 
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
