@@ -175,10 +175,6 @@ __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   emulator::init_mbarrier(barrier, arrivals, __func__);
 }
 
-__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
-  emulator::arrive_at_mbarrier(barrier, 0, __func__);
-}
-
 __device__ __forceinline__ void bar_warp_sync() {
   emulator::warp_barrier(__func__);
 }

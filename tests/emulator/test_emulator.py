@@ -67,22 +67,10 @@ MUTATIONS: dict[str, tuple[str, dict[str, object], int, str]] = {
         "is a race: this use and the mbarrier_init by thread",
     ),
     "expectation of other blocks' bytes": (
-        r"if \(threadIdx.x == 0\) mbarrier_arrive_expect_tx\([^;]*;",
+        r"mbarrier_arrive_expect_tx\(shared[^;]*;",
         {"cluster": 4},
         900,
         "threads wait at mbarrier_try_wait_parity",
-    ),
-    "arrival of a warp at the cluster's mbarrier": (
-        r"if \(threadIdx.x % 32 == 0\) mbarrier_arrive\([^;]*;",
-        {"cluster": 4},
-        900,
-        "threads wait at mbarrier_try_wait_parity",
-    ),
-    "barrier of a warp before it arrives": (
-        r"bar_warp_sync\(\);\n(?=  if \(threadIdx.x % 32 == 0\) mbarrier_arrive)",
-        {"cluster": 4},
-        900,
-        "is a race: this read and the write by thread",
     ),
     "wait for other blocks' bytes": (
         r"while \(!mbarrier_try_wait_parity\(shared[^;{]*\{\}",

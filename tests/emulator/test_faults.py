@@ -18,7 +18,7 @@ _CLUSTER_BARRIER = "barrier_cluster_arrive(); barrier_cluster_wait();"
 _BARRIER = "const u32 barrier = shared + 1024;"  # an mbarrier, behind 64 slots of 16 bytes
 _INIT = "if (t == 0) mbarrier_init(barrier, 1);"
 _FENCED_INIT = "if (t == 0) { mbarrier_init(barrier, 1); fence_mbarrier_init(); }"
-_ARRIVE = "if (t == 0) mbarrier_arrive(barrier);"
+_ARRIVE = "if (t == 0) mbarrier_arrive_expect_tx(barrier, 0);"
 _EXPECT = "if (t == 0) mbarrier_arrive_expect_tx(barrier, 1024);"
 _WAIT = "while (!mbarrier_try_wait_parity(barrier, 0)) {}"
 _BULK = "if (t == 0) cp_async_bulk(shared, x, 1024, barrier);"
@@ -137,11 +137,11 @@ FAULTS = {
         "is a race: this write and the write by thread 9|is part of an mbarrier",
     ),
     "mbarrier used without a barrier after its initialisation": (
-        f"{_BARRIER} {_INIT} if (t == 1) mbarrier_arrive(barrier);",
+        f"{_BARRIER} {_INIT} if (t == 1) mbarrier_arrive_expect_tx(barrier, 0);",
         "is a race: this use and the mbarrier_init by thread 0|is not an mbarrier",
     ),
     "mbarrier initialised by another warp": (
-        f"{_BARRIER} {_INIT} bar_warp_sync(); if (t == 32) mbarrier_arrive(barrier);",
+        f"{_BARRIER} {_INIT} bar_warp_sync(); if (t == 32) mbarrier_arrive_expect_tx(barrier, 0);",
         "is a race: this use and the mbarrier_init by thread 0|is not an mbarrier",
     ),
     "mbarrier overwritten": (
@@ -155,7 +155,7 @@ FAULTS = {
     ),
     "more arrivals than counted": (
         f"{_BARRIER} {_INIT} {_EXPECT} {_ARRIVE}",
-        "mbarrier_arrive: more arrivals than the 1 of a phase",
+        "mbarrier_arrive_expect_tx: more arrivals than the 1 of a phase",
     ),
     "more bytes expected than counted": (
         f"{_BARRIER} {_INIT} if (t == 0) mbarrier_arrive_expect_tx(barrier, 1 << 20);",
@@ -290,7 +290,7 @@ CORRECT = {
     ),
     "arrivals of all order all": (
         f"{_BARRIER} if (t == 0) mbarrier_init(barrier, 64); bar_sync();"
-        f"{_STORE} mbarrier_arrive(barrier); {_WAIT} {_LOAD_OTHER}"
+        f"{_STORE} mbarrier_arrive_expect_tx(barrier, 0); {_WAIT} {_LOAD_OTHER}"
     ),
     "phases in turn": (
         f"{_BARRIER} {_INIT} bar_sync(); for (u32 phase = 0; phase < 4; ++phase) {{"

@@ -170,7 +170,10 @@ def test_unaligned_views(size: int) -> None:
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not installed")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck"])
 def test_sanitizer(tool: str) -> None:
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu.sanitize"]
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+    if tool == "memcheck":  # cuda.bindings asks the driver for functions of newer versions, which is no memory error
+        command += ["--report-api-errors", "no"]
+    command += [sys.executable, "-m", "tests.gpu.sanitize"]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

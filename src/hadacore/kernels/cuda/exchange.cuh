@@ -20,8 +20,8 @@ constexpr u32 kRangeBytes = 4u * kRangeTiles * kTileElements;
 constexpr u32 kExchangeBytes = kParts * kRangeBytes;
 static_assert(kRangeTiles * CLUSTER == kPassTiles, "every block must finish whole tiles of each part");
 
-// When every part is written: one block a row, a barrier of the block; a cluster, an mbarrier that counts the bytes that
-// other blocks write (st.async) and the warps of this one, so that no fence waits for the writes to arrive.
+// When every part is written: a barrier of the block; in a cluster also an mbarrier that counts the bytes that other
+// blocks write (st.async), so that no fence waits for them to arrive there.
 constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
 
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
@@ -116,8 +116,9 @@ __device__ __forceinline__ void read_group(float (&value)[kGroup], u32 part, con
 __device__ __forceinline__ void init_exchange(u32 shared) {
 #if CLUSTER > 1
   if (threadIdx.x == 0) {
-    mbarrier_init(shared + kFullBarrier, 1 + WARPS);
+    mbarrier_init(shared + kFullBarrier, 1);
     fence_mbarrier_init();
+    mbarrier_arrive_expect_tx(shared + kFullBarrier, kExchangeBytes - kExchangeBytes / CLUSTER);
   }
   barrier_cluster_arrive();
 #endif
@@ -131,13 +132,9 @@ __device__ __forceinline__ void wait_for_cluster() {
 }
 
 __device__ __forceinline__ void wait_until_full(u32 shared) {
-#if CLUSTER > 1
-  bar_warp_sync();
-  if (threadIdx.x % 32 == 0) mbarrier_arrive(shared + kFullBarrier);
-  if (threadIdx.x == 0) mbarrier_arrive_expect_tx(shared + kFullBarrier, kExchangeBytes - kExchangeBytes / CLUSTER);
-  while (!mbarrier_try_wait_parity(shared + kFullBarrier, 0)) {}
-#else
   bar_sync();
+#if CLUSTER > 1
+  while (!mbarrier_try_wait_parity(shared + kFullBarrier, 0)) {}
 #endif
 }
 
