@@ -67,7 +67,7 @@ MUTATIONS: dict[str, tuple[str, dict[str, object], int, str]] = {
         "is a race: this use and the mbarrier_init by thread",
     ),
     "expectation of other blocks' bytes": (
-        r"mbarrier_arrive_expect_tx\(shared[^;]*;",
+        r"if \(threadIdx.x == 0\) mbarrier_arrive_expect_tx\([^;]*;",
         {"cluster": 4},
         900,
         "threads wait at mbarrier_try_wait_parity",

@@ -118,8 +118,9 @@ __device__ __forceinline__ void init_exchange(u32 shared) {
   if (threadIdx.x == 0) {
     mbarrier_init(shared + kFullBarrier, 1);
     fence_mbarrier_init();
-    mbarrier_arrive_expect_tx(shared + kFullBarrier, kExchangeBytes - kExchangeBytes / CLUSTER);
   }
+  bar_warp_sync();
+  if (threadIdx.x == 0) mbarrier_arrive_expect_tx(shared + kFullBarrier, kExchangeBytes - kExchangeBytes / CLUSTER);
   barrier_cluster_arrive();
 #endif
 }
