@@ -26,7 +26,14 @@ from hadacore.benchmarking.copy import time_copy
 from hadacore.benchmarking.timing import COLD, HOT, Arena, Workload, time_operation
 from hadacore.elements import BY_NAME
 from hadacore.kernels.architectures import Architecture, architecture_of
-from hadacore.kernels.configurations import AFTER_LOADS, AFTER_WAIT, BEFORE_EXCHANGE, KernelConfiguration, choose
+from hadacore.kernels.configurations import (
+    AFTER_LOADS,
+    AFTER_WAIT,
+    BEFORE_EXCHANGE,
+    KernelConfiguration,
+    candidates,
+    choose,
+)
 
 WORKLOADS = [
     (2**12, HOT),
@@ -48,14 +55,11 @@ def space(code: int, log2_size: int, architecture: Architecture) -> Iterator[Ker
         for warps, units in itertools.product((2, 4, 8), (1, 2, 4)):
             if units << tiles > 8:
                 continue
-            for threads_resident in (1024, 2048):
-                blocks = threads_resident // (32 * warps)
+            for threads_resident in (512, 1024, 2048):
+                blocks = max(1, threads_resident // (32 * warps))
                 needed = 24 + 12 * (units << tiles) * (2 if code == 2 else 1) + 8 * (1 << tiles)
                 if registers // threads_resident >= needed:
                     yield KernelConfiguration("warp_rows", code, log2_size, tiles, warps, units, minimum_blocks=blocks)
-            if tiles >= 2:
-                blocks = max(1, 512 // (32 * warps))
-                yield KernelConfiguration("warp_rows", code, log2_size, tiles, warps, units, minimum_blocks=blocks)
     if log2_size >= 10:
         for tiles, log2_cluster, prefetch, passes in itertools.product((1, 2, 3), (0, 1, 2, 3), (False, True), (1, 2)):
             log2_warps = log2_size - 8 - tiles - log2_cluster
@@ -133,9 +137,11 @@ def main() -> None:
     for size in sizes:
         log2_size = size.bit_length() - 1
         configurations = list(dict.fromkeys(space(element.cuda_code, log2_size, architecture)))
+        of_table = [c.configuration for c in candidates(element.cuda_code, log2_size, architecture)]
         if arguments.programmatic and architecture.has_programmatic_launch:
             alone = configurations
             configurations = alone + [replace(c, programmatic=p) for c in alone for p in points_of(c)]
+        configurations = list(dict.fromkeys([*of_table, *configurations]))
         reference = None
         for configuration in configurations:
             reference = _check(configuration, arena.workload(max(2**16, size), HOT).rows_of(size), reference)
@@ -149,9 +155,10 @@ def main() -> None:
                 ((time_operation(_operation(c, rows), workload), c) for c in configurations), key=lambda pair: pair[0]
             )
             chosen = choose(element.cuda_code, log2_size, rows, capability, processors)
-            mine = [us for us, c in timed if c == chosen]
-            note = f"table {mine[0] / copy_us:.3f}" if mine else "table not in space"
-            print(f"{element.name} {size} x {elements} {regime}: copy {copy_us:.2f} us ({copy_name}), {note}")
+            mine = next(us for us, c in timed if c == chosen)
+            print(
+                f"{element.name} {size} x {elements} {regime}: copy {copy_us:.2f} us ({copy_name}), table {mine / copy_us:.3f}"
+            )
             for us, configuration in timed[: arguments.top]:
                 print(f"    {us / copy_us:.3f}  {configuration}, min blocks {configuration.minimum_blocks}")
             for us, configuration in timed:
