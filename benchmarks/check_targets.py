@@ -82,8 +82,8 @@ def _worst(
     return Verdict(name, limit, worst, where, at_least)
 
 
-def _ratio(row: Row) -> float:
-    return float(row["hadacore_us"]) / float(row["copy_us"])
+def _ratio(row: Row, time: str = "hadacore_us", over: str = "copy_us") -> float:
+    return float(row[time]) / float(row[over])
 
 
 def check(rows: list[Row]) -> list[Verdict]:
@@ -102,7 +102,7 @@ def check(rows: list[Row]) -> list[Verdict]:
             ]
             verdicts.append(_worst(f"16-bit, {name}, n <= {largest}", limit, covered, _ratio))
             in_place_over_targets += [
-                (float(row["hadacore_inplace_us"]) / float(row["copy_us"]) / limit, _point(row))
+                (_ratio(row, "hadacore_inplace_us") / limit, _point(row))
                 for row in covered
                 if row.get("hadacore_inplace_us")
             ]
@@ -126,7 +126,7 @@ def check(rows: list[Row]) -> list[Verdict]:
             "in place over out of place",
             IN_PLACE_RATIO,
             in_place,
-            lambda row: float(row["hadacore_inplace_us"]) / float(row["hadacore_us"]),
+            lambda row: _ratio(row, "hadacore_inplace_us", "hadacore_us"),
         )
     )
     with_error = [row for row in rows if row["dtype"] in SIXTEEN_BIT and row.get("hadacore_error_ratio")]

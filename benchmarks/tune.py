@@ -67,7 +67,7 @@ def space(code: int, log2_size: int, architecture: Architecture) -> Iterator[Ker
                 continue
             if passes == 2 and not (log2_size == 15 and code == 2):
                 continue
-            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or 1 << log2_cluster > 1 << tiles:
+            if (8 << tiles) // passes >> (log2_warps + log2_cluster) < 2 or log2_cluster > tiles:
                 continue
             if log2_cluster and (prefetch or passes > 1):
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -12,16 +11,14 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "check_targets.py"
+from tests.benchmarks import BENCHMARKS, load_benchmark
+
+SCRIPT = BENCHMARKS / "check_targets.py"
 
 
 @pytest.fixture(scope="module")
 def targets() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("check_targets", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["check_targets"] = module
-    specification.loader.exec_module(module)
-    return module
+    return load_benchmark("check_targets")
 
 
 def _table() -> list[dict[str, str]]:

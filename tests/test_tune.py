@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,18 +10,12 @@ import pytest
 from hadacore.kernels.architectures import BY_NAME
 from hadacore.kernels.configurations import BEFORE_EXCHANGE
 from hadacore.kernels.stages import stages_of
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tune.py"
+from tests.benchmarks import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def tune() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("tune", SCRIPT)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["tune"] = module
-    specification.loader.exec_module(module)
-    return module
+    return load_benchmark("tune")
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])

@@ -77,6 +77,8 @@ def hadamard_transform(
     n = checks.check_input(x)
     if base is not None:
         checks.check_base(base)
+    # The usual cases of check_block_size, check_scale and ops.new_output stand here without the call: together 0.3 of the
+    # 6.4 us that Python takes to the launch, more than the eager call has to spare against torch.neg.
     size = check_size(n) if block_size is None else checks.check_block_size(n, block_size)
     factor = size**-0.5 if scale is None else checks.check_scale(scale, size)
     if signs is not None:
