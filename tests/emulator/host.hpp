@@ -48,6 +48,8 @@ struct Arguments {
   const char* signs;
   i64 sign_rows;
   i64 inner_rows, x_outer, x_inner, y_outer, y_inner;
+  const char* base;
+  i64 base_row_stride, base_column_stride;
 };
 
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
@@ -143,6 +145,10 @@ __device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
 
 __device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, float c, float d) {
   const float4 v = {a, b, c, d};
+  emulator::store_shared(address, &v, 16, __func__);
+}
+
+__device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
   emulator::store_shared(address, &v, 16, __func__);
 }
 
@@ -252,6 +258,13 @@ __device__ __forceinline__ u32 mov_b32_f32(float v) {
   u32 bits;
   __builtin_memcpy(&bits, &v, 4);
   return bits;
+}
+
+__device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
+  const u64 bytes = (u64)second << 32 | first;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) result |= (u32)(bytes >> (8 * ((selector >> (4 * i)) & 7)) & 0xff) << (8 * i);
+  return result;
 }
 
 // ---- warp-wide ------------------------------------------------------------------------------------

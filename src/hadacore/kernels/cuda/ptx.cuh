@@ -73,6 +73,11 @@ __device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, 
                :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
+__device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -205,6 +210,13 @@ __device__ __forceinline__ u32 mov_b32_f32(float v) {
   u32 bits;
   asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(v));
   return bits;
+}
+
+// prmt.b32: byte i of the result is byte (selector >> 4 i) & 7 of first (0..3) and second (4..7).
+__device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
+  u32 bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(first), "r"(second), "r"(selector));
+  return bytes;
 }
 
 // ---- warp-wide ------------------------------------------------------------------------------------
