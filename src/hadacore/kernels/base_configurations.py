@@ -39,6 +39,7 @@ class BaseConfiguration:
             next one is on its way meanwhile, the block loops over units.
         splits: Blocks that share the result rows of one unit.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
+        wgmma: Products by wgmma, which reads the panel from shared memory; compute capability 9.0 only.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -57,6 +58,7 @@ class BaseConfiguration:
     stages: int = 0
     splits: int = 1
     minimum_blocks: int = 1
+    wgmma: bool = False
     base: int = BASE_SIGNS
     transposed: bool = False
     programmatic: int = AFTER_LOADS
@@ -73,9 +75,20 @@ class BaseConfiguration:
             raise ValueError(f"a warp holds 2^{MAXIMUM_LOG2_COLUMNS} columns at most: {self}")
         if self.tiles * self.order_warps * self.splits < self.order_tiles:
             raise ValueError(f"the warps must hold all {self.order_tiles} tiles of the order: {self}")
+        if self.wgmma and (
+            self.element_code == 2
+            or self.log2_size < 4
+            or self.stages == 0
+            or self.order_warps % 4
+            or self.base == BASE_OF_FLOAT32
+        ):
+            raise ValueError(
+                f"wgmma takes 16-bit panels of 16 columns and more from shared memory, by groups of 4 warps: {self}"
+            )
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
-        object.__setattr__(self, "shared_bytes", self.stages * stage)
+        columns = 64 * 64 * 2 if self.wgmma and self.log2_size >= self.log2_group else 0
+        object.__setattr__(self, "shared_bytes", self.stages * stage + columns)
 
     @property
     def size(self) -> int:
@@ -135,6 +148,7 @@ class BaseConfiguration:
             "STAGES": self.stages,
             "SPLITS": self.splits,
             "MIN_BLOCKS": self.minimum_blocks,
+            "WGMMA": int(self.wgmma),
             "BASE": self.base,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -145,6 +159,8 @@ class BaseConfiguration:
         parts = [f"base_rows {self.order} x 2^{self.log2_size}", f"{self.tiles} tiles/warp"]
         parts.append(f"{self.order_warps} x {self.units} warps/block")
         parts.append(("from global memory", "staged", "staged, next one prefetched")[self.stages])
+        if self.wgmma:
+            parts.append("wgmma")
         if self.splits > 1:
             parts.append(f"{self.splits} blocks/row")
         if self.programmatic:

@@ -28,7 +28,7 @@ def sign_words(matrix: Matrix) -> npt.NDArray[np.uint32]:
         for register in range(4):
             # Fragment registers a0..a3: rows g and g + 8 of the first pair of a lane's K slots, then of the second.
             row = 16 * tile + lane // 4 + 8 * (register & 1)
-            column = 64 * group + 16 * step + 4 * (lane % 4) + (register & 2)
+            column = 64 * group + 16 * step + 2 * (lane % 4) + 4 * (register & 2)
             for element, sign_bit in enumerate((15, 31)):
                 words |= negative[row, column + element] << np.uint32(sign_bit - (4 * step + register))
     return words

@@ -7,8 +7,7 @@
 //
 // Another base (BASE != BASE_SIGNS) is read from memory where it is, entry by entry, through the L1 cache.
 //
-// K slots of a step, and the row i of the base's columns that they hold: a lane's four slots 2t, 2t+1, 2t+8, 2t+9 are the
-// consecutive i = 16 step + 4t + 0..3, so that whether they exist is one question for a multiple of 4.
+// A lane's K slots of a step are i = 16 step + 2t, 2t + 1 (registers a0 a1) and 2t + 8, 2t + 9 (a2 a3).
 
 enum BaseIs { BASE_SIGNS = 0, BASE_OF_ELEMENTS = 1, BASE_OF_FLOAT32 = 2 };
 
@@ -67,10 +66,11 @@ struct Base {
   }
 
   __device__ __forceinline__ void fragment(BaseFragment (&h)[kBaseParts], int tile, int step, int lane) const {
-    const int row = 16 * tile + (lane >> 2), column = 16 * step + 4 * (lane & 3);
+    const int row = 16 * tile + (lane >> 2), column = 16 * step + 2 * (lane & 3);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const float first = entry(row + 8 * (r & 1), column + (r & 2)), second = entry(row + 8 * (r & 1), column + (r & 2) + 1);
+      const int i = column + 4 * (r & 2);
+      const float first = entry(row + 8 * (r & 1), i), second = entry(row + 8 * (r & 1), i + 1);
       if (BASE == BASE_OF_ELEMENTS && kSixteenBit) {
         h[0].a[r] = pack_pair(first, second);
       } else {
@@ -92,9 +92,18 @@ struct Base {
     return ld_global_u32(base_signs + ((tile < kOrderTiles ? tile : 0) * kWordsOfTile + index) * 32 + lane);
   }
 
-  __device__ __forceinline__ void fragment(BaseFragment (&h)[1], u32 word, int step) const {
+  // Fragments of the first `steps` steps of some words, for each tile.
+  template <int STEPS, int TILES>
+  __device__ __forceinline__ void fragments(BaseFragment (&h)[STEPS][TILES][1], const u32 (&word)[STEPS / 4][TILES], int steps) const {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) h[0].a[r] = kOnePair ^ ((word << (4 * (step & 3) + r)) & kNegatePair);
+    for (int s = 0; s < STEPS; ++s) {
+      if (s >= steps) continue;
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) h[s][tile][0].a[r] = kOnePair ^ ((word[s / 4][tile] << (4 * (s % 4) + r)) & kNegatePair);
+      }
+    }
   }
 };
 #define BASE_OF_PARAMETERS(name) const Base name = {};

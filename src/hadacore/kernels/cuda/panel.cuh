@@ -10,8 +10,9 @@
 //
 // STAGES = 0: every warp loads its fragments from global memory. 1: the block copies its units to shared memory first.
 // 2: it goes on to other units, and copies the next ones while it works.
-// In shared memory vector (i, chunk) of a group lies in slot chunk ^ (i / 4 % 4) of the 8 slots of i: the lanes of a
-// quarter warp read four i, 4 apart, of two chunks, 4 apart, and so touch every bank once.
+// In shared memory vector (i, chunk) of a group lies in one of the 8 slots of i. For mma.sync the slot is
+// chunk ^ (i / 2 % 4): the lanes of a quarter warp read four i, 2 apart, of two chunks, 4 apart, and so touch every bank
+// once. For wgmma it is chunk ^ (i % 8), the 128-byte swizzle that the instruction knows.
 
 constexpr int kColumns = 1 << LOG2_SIZE;
 constexpr int kLog2Vector = kSixteenBit ? 3 : 2;
@@ -21,7 +22,7 @@ constexpr int kGroups = kPackedUnits ? 1 : kColumns >> kLog2Group;
 constexpr int kUnitRows = kPackedUnits ? (1 << kLog2Group) / kColumns : 1;
 constexpr bool kGathered = LOG2_SIZE < kLog2Vector;  // a vector holds elements of several rows, and is no vector in memory
 constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
-constexpr int kUnitVectors = 8 * kGroups * ORDER;
+constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
 constexpr u32 kUnitBytes = kGroups * kGroupBytes;
 constexpr u32 kStageBytes = UNITS * kUnitBytes;
@@ -31,14 +32,8 @@ struct Place {
   int i, chunk;
 };
 
-// Vectors of a unit by i, then chunk: for a row of whole groups that is their order in memory; for short rows side by side
-// it is runs of a row's vectors, and no two of a quarter warp in one bank.
-__device__ __forceinline__ Place place_of(int index) {
-  return {index / (8 * kGroups), index % (8 * kGroups)};
-}
-
 __device__ __forceinline__ u32 panel_offset(const Place& place) {
-  const u32 slot = (place.chunk & 7) ^ ((place.i >> 2) & 3);
+  const u32 slot = (place.chunk & 7) ^ (WGMMA ? place.i & 7 : (place.i >> 1) & 3);
   return (place.chunk >> 3) * kGroupBytes + place.i * 128 + slot * 16;
 }
 
@@ -93,25 +88,37 @@ __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place
   return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
 }
 
-// Calls `visit(unit, place, address)` for the vectors of a stage that this thread copies.
+// Calls `visit(unit, place, address, source)` for the vectors of a stage that this thread copies, `source` being null where
+// there is no such row. A thread keeps its chunk, so that both addresses advance by constants.
 template <typename Visit>
-__device__ __forceinline__ void each_own_vector(i64 first_unit, u32 stage, Visit visit) {
+__device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u32 stage, Visit visit) {
+  constexpr int kAcross = kChunks < kThreads ? kChunks : kThreads;
+  constexpr int kAtOnce = kThreads / kAcross;  // i that the block copies at a time
+  constexpr int kTimes = (ORDER + kAtOnce - 1) / kAtOnce;
+  const int first_i = threadIdx.x / kAcross;
+  if (kThreads % kAcross != 0 && first_i >= kAtOnce) return;
 #pragma unroll 1
   for (int slot = 0; slot < UNITS; ++slot) {
-#pragma unroll 4
-    for (int index = threadIdx.x; index < kUnitVectors; index += kThreads) {
-      const Place place = place_of(index);
-      visit(first_unit + slot, place, stage + slot * kUnitBytes + panel_offset(place));
+#pragma unroll
+    for (int chunk = threadIdx.x % kAcross; chunk < kChunks; chunk += kAcross) {
+      const i64 unit = first_unit + slot;
+      const int column = chunk * kVectorElements;
+      const i64 row = row_of(unit, column);
+      const char* source = kGathered || row >= r.rows ? nullptr : element_of_x(r, row, offset_in_row(first_i, column));
+#pragma unroll (kTimes <= 16 ? kTimes : 8)
+      for (int n = 0; n < kTimes; ++n) {
+        const Place place = {first_i + n * kAtOnce, chunk};
+        if (ORDER % kAtOnce == 0 || place.i < ORDER)
+          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source == nullptr ? source : source + n * (kAtOnce * kColumns * kElementBytes));
+      }
     }
   }
 }
 
 // Start to copy the units of a stage.
 __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
-  each_own_vector(first_unit, stage, [&](i64 unit, const Place& place, u32 address) {
-    const int column = place.chunk * kVectorElements;
-    const i64 row = row_of(unit, column);
-    if (!kGathered && row < r.rows) cp_async_cg_16(address, element_of_x(r, row, offset_in_row(place.i, column)));
+  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
+    if (source != nullptr) cp_async_cg_16(address, source);
     else st_shared_v4_b32(address, load_place(r, unit, place));
   });
   cp_async_commit_group();
@@ -121,11 +128,13 @@ __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 s
 __device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 stage) {
   cp_async_wait_all();
   if (SIGNS == SIGNS_BEFORE && !kGathered) {
-    each_own_vector(first_unit, stage, [&](i64 unit, const Place& place, u32 address) {
-      if (row_of(unit, place.chunk * kVectorElements) < r.rows)
-        st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
+    each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
+      if (source != nullptr) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
     });
   }
+#if WGMMA
+  fence_proxy_async();  // what threads wrote, for wgmma, which reads by another path
+#endif
 }
 
 // Rows of the panel past the last are 0, for good: whatever the base has there, nothing is added.
