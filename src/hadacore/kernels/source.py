@@ -14,18 +14,18 @@ from hadacore.kernels.configurations import KernelConfiguration
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
 
-# In the order in which the compiler reads them. `None` is where the kernel itself goes.
+# In the order in which the compiler reads them, then those of the kernel.
 _PARTS: tuple[tuple[str, str], ...] = (
     ("hadacore.kernels.cuda", "ptx.cuh"),
     ("hadacore.kernels.cuda", "element.cuh"),
     ("hadacore.kernels.cuda", "signs.cuh"),
-    ("hadacore.kernels.cuda", "rows.cuh"),
-    ("hadacore.kernels.cuda", "tile.cuh"),
+    ("hadacore.kernels.cuda", "programmatic.cuh"),
+    ("hadacore.kernels.cuda", "butterflies.cuh"),
     ("hadacore.epilogues", "scale_and_round.cuh"),
 )
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
-    "warp_rows": ("warp_rows.cu",),
-    "exchange_rows": ("staging.cuh", "exchange.cuh", "exchange_rows.cu"),
+    "warp_rows": ("rows.cuh", "tile.cuh", "warp_rows.cu"),
+    "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "exchange_rows.cu"),
 }
 
 
@@ -55,6 +55,7 @@ def constants(configuration: KernelConfiguration) -> tuple[tuple[str, str], ...]
     c = configuration
     values = {
         "ELEMENT": c.element_code,
+        "OUTPUT": c.output,
         "LOG2_SIZE": c.log2_size,
         "LOG2_TILES": c.log2_tiles,
         "WARPS": c.warps,
