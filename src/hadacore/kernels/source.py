@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
-from hadacore.kernels.configurations import KernelConfiguration
+from hadacore.kernels.columns import ColumnsConfiguration, Configuration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -26,6 +26,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": ("rows.cuh", "tile.cuh", "warp_rows.cu"),
     "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "exchange_rows.cu"),
+    "columns": ("columns.cu",),
 }
 
 
@@ -35,7 +36,7 @@ def _read(package: str, name: str) -> str:
 
 @functools.cache
 def kernel_source(kernel: str, *, ptx: bool = True) -> str:
-    """The CUDA text of ``"warp_rows"`` or ``"exchange_rows"``.
+    """The CUDA text of ``"warp_rows"``, ``"exchange_rows"`` or ``"columns"``.
 
     ``ptx=False`` leaves ``ptx.cuh`` out, for a caller that supplies those functions itself.
     """
@@ -50,9 +51,22 @@ def copy_source() -> str:
     return "\n".join(_read("hadacore.kernels.cuda", name) for name in ("ptx.cuh", "copy.cu"))
 
 
-def constants(configuration: KernelConfiguration) -> tuple[tuple[str, str], ...]:
+def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     """The ``-D`` constants of a configuration."""
     c = configuration
+    if isinstance(c, ColumnsConfiguration):
+        values = {
+            "ELEMENT": c.element_code,
+            "OUTPUT": c.output_code,
+            "LOG2_POINTS": c.log2_points,
+            "LOWER_BITS": c.lower_bits,
+            "COLUMNS": c.columns,
+            "WARPS": c.warps,
+            "MIN_BLOCKS": c.minimum_blocks,
+            "PROGRAMMATIC": c.programmatic,
+            "SIGNS": c.signs,
+        }
+        return tuple((name, str(value)) for name, value in values.items())
     values = {
         "ELEMENT": c.element_code,
         "OUTPUT": c.output,

@@ -13,7 +13,7 @@ from typing import Any
 from hadacore.backends.cuda.cache import cache_folder, open_cache
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.errors import BackendUnavailableError
-from hadacore.kernels.configurations import KernelConfiguration
+from hadacore.kernels.columns import Configuration
 from hadacore.kernels.source import constants, kernel_source
 
 
@@ -118,7 +118,7 @@ def parse_report(report: str) -> Resources:
     )
 
 
-def resources_of(configuration: KernelConfiguration, architecture: str) -> Resources:
+def resources_of(configuration: Configuration, architecture: str) -> Resources:
     """Compile a configuration and return what the assembler reports of it."""
     log = StringIO()
     compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, log=log)
