@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
 from hadacore.kernels.source import constants, kernel_source
 from tests.emulator.build import build_kernel, load_kernel, runtime
@@ -28,6 +29,11 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 #endif
 #if STRIDED
   , a.inner_rows, a.x_outer, a.x_inner, a.y_outer, a.y_inner
+#endif
+);"""
+_COLUMNS_ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.inner
+#if SIGNS != 0
+  , a.signs, a.sign_rows
 #endif
 );"""
 _COPY_ENTRY = "copy_vectors(a.x, a.y, a.rows);"
@@ -60,6 +66,7 @@ class _Arguments(ctypes.Structure):
         ("signs", ctypes.c_void_p),
         ("sign_rows", ctypes.c_int64),
         ("strides", ctypes.c_int64 * 5),
+        ("inner", ctypes.c_int64),
     )
 
 
@@ -133,7 +140,7 @@ class Program:
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
-        strides: Strides = _CONTIGUOUS_ROWS, grid: int = 1, seed: int = 0,
+        strides: Strides = _CONTIGUOUS_ROWS, inner: int = 1, grid: int = 1, seed: int = 0,
     ) -> Report:  # fmt: skip
         """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y`` and ``signs``.
 
@@ -145,6 +152,7 @@ class Program:
             signs: Signs of a randomized transform.
             sign_rows: Rows of signs.
             strides: Two-level strides of the rows.
+            inner: Elements between two values of a contracted index, where it is not the lowest.
             grid: Clusters; blocks, where the cluster is one block.
             seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
                 shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
@@ -155,7 +163,7 @@ class Program:
         buffers = _buffers(x, y, signs)
         signs_address = None if signs is None else _extent(signs)[0]
         arguments = _Arguments(
-            _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides)
+            _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides), inner
         )
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
@@ -195,6 +203,36 @@ class EmulatedKernel(Program):
             x, y, scale, rows, signs=signs, sign_rows=sign_rows, strides=strides or _CONTIGUOUS_ROWS, grid=grid,
             seed=seed,
         )  # fmt: skip
+
+
+class EmulatedColumns(Program):
+    """A configuration of ``columns.cu``, compiled from the package's own text."""
+
+    def __init__(self, configuration: ColumnsConfiguration) -> None:
+        c = configuration
+        super().__init__(
+            kernel_source(c.kernel, ptx=False), _COLUMNS_ENTRY, constants(c), threads=c.threads,
+            shared_bytes=c.shared_bytes, programmatic=bool(c.programmatic),
+        )  # fmt: skip
+        self.configuration = c
+
+    def transform(
+        self, x: Array, y: Array, scale: float, elements: int, inner: int, *, signs: Array | None = None,
+        sign_rows: int = 1, seed: int = 0,
+    ) -> Report:  # fmt: skip
+        """Contract the middle index of ``(outer, points, inner)``; signs are ``(sign_rows, points, inner)``."""
+        if (signs is None) != (self.configuration.signs == NO_SIGNS):
+            raise ValueError("signs do not go with the configuration")
+        return self.run(
+            x,
+            y,
+            scale,
+            signs=signs,
+            sign_rows=sign_rows,
+            inner=inner,
+            grid=self.configuration.tiles(elements),
+            seed=seed,
+        )
 
 
 class EmulatedCopy(Program):

@@ -65,11 +65,9 @@ class ColumnsConfiguration:
         if not 0 < self.lower_bits < self.log2_points:
             raise ValueError(f"some bits must be contracted before the exchange and some after it: {self}")
         for points, what in ((1 << self.lower_bits, "loads"), (upper, "stores")):
-            held, rest = divmod(self.columns * self.points, self.threads * points)
-            if rest or not 1 <= held <= _LARGEST_ACCESS_ELEMENTS or self.columns % held:
-                raise ValueError(
-                    f"a thread must hold 1, 2 or 4 columns of the points it {what}, not {held + rest / self.threads}: {self}"
-                )
+            held = self.columns * self.points / (self.threads * points)
+            if held not in (1, 2, _LARGEST_ACCESS_ELEMENTS) or self.columns % held:
+                raise ValueError(f"a thread must hold 1, 2 or 4 columns of the points it {what}, not {held:g}: {self}")
         if self.output_code != FLOAT32_CODE and self.stored_columns == 1:
             raise ValueError(f"a thread must store whole 32-bit words, two columns of 16 bits or more: {self}")
 
@@ -152,9 +150,9 @@ COLUMNS: dict[int, tuple[ColumnsConfiguration, ...]] = {
     6: _of(6, (3, 32, 4, 10), (3, 64, 8, 5), (3, 64, 4, 10), (3, 128, 8, 5)),
     7: _of(7, (4, 32, 4, 10), (4, 32, 8, 6), (4, 64, 8, 5)),
     8: _of(8, (4, 32, 8, 5), (4, 16, 4, 10), (4, 64, 16, 2)),
-    9: _of(9, (5, 32, 16, 2), (5, 16, 8, 5), (5, 32, 8, 3)),
-    10: _of(10, (5, 16, 8, 3), (5, 32, 16, 1), (6, 16, 8, 3)),
-    11: _of(11, (6, 16, 16, 1), (6, 8, 8, 3)),
+    9: _of(9, (5, 32, 16, 2), (5, 16, 8, 5), (5, 32, 8, 2)),
+    10: _of(10, (5, 16, 8, 2), (5, 32, 16, 1), (6, 16, 8, 2)),
+    11: _of(11, (6, 16, 16, 1), (6, 8, 8, 2)),
 }
 
 

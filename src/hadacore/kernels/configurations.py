@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 
-MAXIMUM_LOG2_SIZE = 15
+MAXIMUM_LOG2_ROW = 15  # of one kernel; larger transforms take several passes (passes.py)
 TILE_LOG2 = 8  # a warp's tile is 256 elements
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2

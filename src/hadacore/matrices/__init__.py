@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hadacore.kernels.configurations import MAXIMUM_LOG2_SIZE
+from hadacore.kernels.passes import MAXIMUM_LOG2_SIZE
 from hadacore.matrices.orders import VERSION, Factorization, base_matrix, factor, find, known_orders
 
 __all__ = ["Factorization", "MAXIMUM_SIZE", "check_size", "describe", "factor", "hadamard_matrix", "known_orders"]
@@ -24,7 +24,7 @@ def check_size(size: int) -> int:
 
     Raises:
         TypeError: ``size`` is not an integer.
-        ValueError: ``size`` is not a power of two from 1 to 32768.
+        ValueError: ``size`` is not a power of two from 1 to 2^30.
     """
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"a transform size must be an integer, got {size!r} of type {type(size).__name__}")
@@ -41,8 +41,8 @@ def check_size(size: int) -> int:
         )
     if size > MAXIMUM_SIZE:
         raise ValueError(
-            f"got size {size}; this release transforms powers of two up to {MAXIMUM_SIZE}, larger ones come in a later "
-            f"release. Use a block-diagonal transform, block_size={MAXIMUM_SIZE} or less."
+            f"got size {size}; powers of two up to {MAXIMUM_SIZE} are transformed. Use a block-diagonal transform, "
+            f"block_size={MAXIMUM_SIZE} or less."
         )
     return size
 

@@ -34,7 +34,8 @@ constexpr u32 kLowerRowsBytes = kLower * kRowBytes + kGap;
 
 // Signs after the transform are loaded for so many rows at once: of all rows they would take as many registers as the
 // values, of one each load would be waited for alone, since the compiler does not move loads across stores.
-constexpr int kRowsAtOnce = SIGNS == SIGNS_AFTER && 16 / kStoreWords < kUpper ? 16 / kStoreWords : kUpper;
+constexpr int kSignRows = 512 / kValues / kStoreWords;
+constexpr int kRowsAtOnce = SIGNS == SIGNS_AFTER && kSignRows < kUpper ? kSignRows : kUpper;
 
 // The elements of one access, as they are in memory; 16-bit columns that are alone fill half a word.
 constexpr int kLoadWords = (kLoadColumns * kElementBytes + 3) / 4;
