@@ -14,10 +14,10 @@ import hadacore
 from hadacore.backends import cuda
 from hadacore.backends.cuda import passes as cuda_passes
 from hadacore.elements import CUDA_ELEMENTS
-from hadacore.kernels.architectures import ARCHITECTURES, Architecture
+from hadacore.kernels.architectures import ARCHITECTURES, BY_NAME, Architecture
 from hadacore.kernels.columns import COLUMNS, ColumnsConfiguration, Configuration
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, choose
-from hadacore.kernels.passes import GROUP_BYTES, MAXIMUM_LOG2_SIZE, SPLITS, Passes, Place, Split, passes_of
+from hadacore.kernels.passes import GROUP_BYTES, MAXIMUM_LOG2_SIZE, SPLITS, Passes, Place, Split, kernels_of, passes_of
 from tests import oracle, tolerances
 from tests.emulator import EmulatedColumns, EmulatedKernel, compiler
 
@@ -148,6 +148,18 @@ def test_printed_plan() -> None:
     assert "workspace" not in str(hadacore.plan(2**20, torch.float32, architecture="sm_90a"))
     blocks = hadacore.plan(3 << 16, torch.float32, rows=0, block_size=1 << 16, architecture="sm_80")
     assert "3 blocks a row" in str(blocks) and "launch   0 times 0 blocks" in str(blocks)
+
+
+@each_code
+@each_placement
+def test_every_kernel_of_a_size_is_listed(code: int, signs_are: int) -> None:
+    """What `hadacore compile` compiles is what any number of rows may need."""
+    for architecture in (BY_NAME["sm_80"], BY_NAME["sm_90a"]):
+        for log2_size in LARGE:
+            listed = kernels_of(code, log2_size, architecture, signs_are)
+            for transforms in (1, 3, 40) if log2_size < 24 else (1,):
+                planned = passes_of(code, log2_size, transforms, architecture.capability, 132, signs_are)
+                assert {launch.configuration for launch in planned.launches} <= set(listed)
 
 
 # ---- results --------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from hadacore.kernels.architectures import Capability, architecture_of
+from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.columns import FLOAT32_CODE, ColumnsConfiguration, Configuration, column_candidates
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, choose
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates, choose
 from hadacore.kernels.stages import Stage, check_bits, column_stages, stages_of
 
 MAXIMUM_LOG2_SIZE = 30
@@ -45,7 +45,7 @@ SPLITS: dict[int, tuple[Split, ...]] = {
     22: ((13, 9), (12, 10)),
     23: ((13, 10), (12, 6, 5)),
     24: ((13, 11), (14, 10), (12, 6, 6)),
-    25: ((14, 11), (15, 10), (12, 7, 6)),
+    25: ((15, 10), (14, 11), (12, 7, 6)),
     26: ((15, 11), (12, 7, 7)),
     27: ((12, 8, 7), (13, 8, 6)),
     28: ((12, 8, 8), (13, 8, 7)),
@@ -189,6 +189,24 @@ def _configuration(
     rows = elements >> split[0]
     chosen = choose(element_code, split[0], rows, capability, multiprocessors, placed, False)
     return chosen if element_code == FLOAT32_CODE else replace(chosen, output_code=FLOAT32_CODE)
+
+
+def kernels_of(
+    element_code: int, log2_size: int, architecture: Architecture, signs: int = NO_SIGNS
+) -> tuple[Configuration, ...]:
+    """Every kernel that could be chosen for a pass of a size, whatever the number of rows."""
+    split = SPLITS[log2_size][0]
+    placed = SIGNS_BEFORE if signs == SIGNS_BEFORE else NO_SIGNS
+    found: list[Configuration] = []
+    for candidate in candidates(element_code, split[0], architecture):
+        c = candidate.configuration.with_options(placed, False)
+        found.append(c if element_code == FLOAT32_CODE else replace(c, output_code=FLOAT32_CODE))
+    for number, bits in enumerate(split[1:], 2):
+        last = number == len(split)
+        output = element_code if last else FLOAT32_CODE
+        placed = SIGNS_AFTER if last and signs == SIGNS_AFTER else NO_SIGNS
+        found.append(column_candidates(bits, FLOAT32_CODE, output, architecture, placed)[0])
+    return tuple(found)
 
 
 def check_split(split: Split, log2_size: int) -> None:
