@@ -391,6 +391,8 @@ def test_arguments_of_launches() -> None:
         ((1 << 40) + (4 << 20), 2 << 40, 1.0, 512),
         (2 << 40, (3 << 40) + (4 << 20), 0.25, 4096, 4 << 40, 2),
     ]
+    middle = next(launch for launch in _passes(0, 27, 1).of_pass(1) if launch.start)
+    assert cuda_passes.launch_arguments(middle, bases, 2, 0.25, 0) == ((2 << 40) + (16 << 20),) * 2 + (1.0, 4096)
     inside = _passes(0, 20, 2, SIGNS_BEFORE, 2, group_bytes=4 << 20).launches[2]
     assert cuda_passes.launch_arguments(inside, bases, 2, 0.25, 4 << 40)[-2:] == ((4 << 40) + (2 << 20), 256)
 
