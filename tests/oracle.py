@@ -21,17 +21,19 @@ def transform(x: Tensor, scale: float | None = None, *, block_size: int | None =
               inverse: bool = False) -> Tensor:  # fmt: skip
     """``scale H (signs x)``, or with ``inverse`` ``signs (scale H^T x)``, in float64, on x's device.
 
-    Above 1024 the matrix is applied as a Kronecker product, H_mn = H_m (x) H_n, to keep the tests quick.
+    The matrix is applied as a Kronecker product of factors up to 128, H_mn = H_m (x) H_n, to keep the tests quick.
     """
     n = x.shape[-1]
     size = block_size or n
     values = x.double()
     if signs is not None and not inverse:
         values = values * signs.double()
-    small = min(size, 128)
-    blocks = values.reshape(x.numel() // size, size // small, small)
-    blocks = blocks @ sylvester(small).to(x.device).T
-    blocks = torch.einsum("ij,bjk->bik", sylvester(size // small).to(x.device), blocks)
+    blocks, inner = values, 1
+    while inner < size:
+        small = min(size // inner, 128)
+        blocks = blocks.reshape(x.numel() // (small * inner), small, inner)
+        blocks = torch.einsum("ij,bjk->bik", sylvester(small).to(x.device), blocks)
+        inner *= small
     result = blocks.reshape(x.shape) * (size**-0.5 if scale is None else scale)
     if signs is not None and inverse:
         result = result * signs.double()

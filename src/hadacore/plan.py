@@ -14,7 +14,8 @@ import torch
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
-from hadacore.kernels.configurations import KernelConfiguration, choose, signs_placement
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
+from hadacore.kernels.passes import Passes, passes_of
 from hadacore.kernels.stages import REGISTERS, Stage, stages_of
 from hadacore.matrices import describe
 
@@ -50,7 +51,8 @@ class Plan:
         stages: Steps in order; together they contract every index bit exactly once.
         architecture: GPU architecture, or None on the CPU.
         multiprocessors: Multiprocessors of the GPU, or 0.
-        configuration: The specialised kernel, or None on the CPU.
+        configuration: The specialised kernel, or None on the CPU and where there are passes.
+        passes: Of a size too large for one kernel, the passes over memory, or None.
     """
 
     problem: Problem
@@ -59,6 +61,7 @@ class Plan:
     architecture: Architecture | None = None
     multiprocessors: int = 0
     configuration: KernelConfiguration | None = None
+    passes: Passes | None = None
 
     @property
     def bytes_moved(self) -> int:
@@ -69,6 +72,26 @@ class Plan:
     def additions(self) -> int:
         """Additions of the textbook algorithm, ``n log2 n`` a row."""
         return self.problem.rows * self.problem.size * (self.problem.size.bit_length() - 1)
+
+    def _lines_of_passes(self, passes: Passes) -> list[str]:
+        lines, stage = [], 1
+        for number in range(len(passes.split)):
+            stages, launches, c = passes.stages_of_pass(number), passes.of_pass(number), passes.configurations[number]
+            source, target = passes.places_of_pass(number)
+            lines.append(
+                f"  pass {number + 1}   from {source.value} to {target.value}, {passes.bytes_of_pass(number):,} bytes"
+            )
+            lines += _lines_of_stages(stages, stage)
+            stage += len(stages)
+            blocks = c.grid(launches[0].units, self.multiprocessors) * c.cluster if launches else 0
+            lines.append(f"  kernel   {c}")
+            lines.append(
+                f"  launch   {len(launches)} times {blocks} blocks of {c.threads} threads or fewer, {c.shared_bytes} bytes of "
+                "shared memory a block"
+            )
+        if passes.workspace_elements:
+            lines.append(f"  workspace  {4 * passes.workspace_elements:,} bytes, float32")
+        return lines
 
     def __str__(self) -> str:
         p = self.problem
@@ -81,11 +104,10 @@ class Plan:
         ]
         if p.signs:
             lines.append(f"  signs    {'after' if p.inverse else 'before'} the transform, on sign bits")
-        for number, stage in enumerate(self.stages, 1):
-            bits = " ".join(map(str, stage.bits))
-            lines.append(
-                f"  stage {number}  radix {stage.radix:<5} bits {bits:<12} in {stage.holder}: {stage.unit}, {stage.note}"
-            )
+        if self.passes is not None:
+            lines += self._lines_of_passes(self.passes)
+        else:
+            lines += _lines_of_stages(self.stages, 1)
         c = self.configuration
         if c is not None:
             blocks = c.grid(p.rows, self.multiprocessors) * c.cluster
@@ -95,6 +117,16 @@ class Plan:
             )
         lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
         return "\n".join(lines)
+
+
+def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
+    lines = []
+    for number, stage in enumerate(stages, first):
+        bits = " ".join(map(str, stage.bits))
+        lines.append(
+            f"  stage {number}  radix {stage.radix:<5} bits {bits:<12} in {stage.holder}: {stage.unit}, {stage.note}"
+        )
+    return lines
 
 
 def _element(dtype: torch.dtype) -> Element:
@@ -152,6 +184,11 @@ def plan(
         return Plan(problem, "cpu", stages)
     found, processors = target
     signs_are = signs_placement(signs, inverse)
+    if size > 1 << MAXIMUM_LOG2_ROW:
+        passes = passes_of(
+            element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size
+        )
+        return Plan(problem, "cuda", passes.stages(), found, processors, passes=passes)
     configuration = choose(
         element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, False
     )

@@ -18,8 +18,9 @@ from hadacore.backends.cuda.requirements import compiler_version
 from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, candidates
-from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+from hadacore.kernels.passes import kernels_of
+from hadacore.kernels.source import Configuration, constants, kernel_source
 from hadacore.matrices import MAXIMUM_SIZE, check_size
 
 ALL_SIZES = tuple(1 << k for k in range(MAXIMUM_SIZE.bit_length()))
@@ -35,7 +36,7 @@ class Kernel:
 
     dtype: str
     architecture: str
-    configuration: KernelConfiguration
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def kernels_for(
         dtypes: Names of element types.
         architectures: Such as ``"sm_90a"``.
         signs: Also with random signs before, and after, the transform.
-        strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector have no such kernel.
+        strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector, and transforms in several
+            passes, have no such kernel.
 
     Raises:
         TypeError, ValueError: There is no such size, type or architecture.
@@ -94,6 +96,11 @@ def kernels_for(
                 raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
             for size in sizes:
                 log2_size = check_size(size).bit_length() - 1
+                if log2_size > MAXIMUM_LOG2_ROW:
+                    for with_signs in sign_variants:
+                        found = kernels_of(code, log2_size, ARCHITECTURES[architecture], with_signs)
+                        kernels += [Kernel(dtype, architecture, c) for c in found]
+                    continue
                 stride_variants = (False, True) if strided and size >= BY_NAME[dtype].vector_elements else (False,)
                 for candidate in candidates(code, log2_size, ARCHITECTURES[architecture]):
                     for with_signs, with_strides in itertools.product(sign_variants, stride_variants):

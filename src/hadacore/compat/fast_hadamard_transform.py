@@ -25,7 +25,7 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
     :func:`hadacore.hadamard_transform` raises an error there instead.
 
     Args:
-        x: ``(..., n)``, float16, bfloat16, float32 (float64 on the CPU), ``n`` at most 32768.
+        x: ``(..., n)``, float16, bfloat16, float32 (float64 on the CPU), ``n`` at most 2^30 (32768 in the original).
         scale: Factor of the result; 1.0, not orthonormal, by default.
 
     Returns:
@@ -33,7 +33,7 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
 
     Raises:
         TypeError: ``x`` is no tensor of such a type.
-        ValueError: ``x`` has no dimension, or one that is empty or larger than 32768.
+        ValueError: ``x`` has no dimension, or one that is empty or larger than 2^30.
 
     >>> hadamard_transform(torch.tensor([1.0, 2.0, 3.0])).tolist()
     [6.0, 2.0, 0.0]

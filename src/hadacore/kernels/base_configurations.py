@@ -138,6 +138,7 @@ class BaseConfiguration:
         """The ``-D`` constants of this kernel."""
         return {
             "ELEMENT": self.element_code,
+            "OUTPUT": self.element_code,
             "ORDER": self.order,
             "LOG2_SIZE": self.log2_size,
             "LOG2_TILES": 0,

@@ -2,13 +2,15 @@
 
 A Walsh-Hadamard transform of size ``2^k`` is one 2x2 butterfly on each of the ``k`` index bits, in any order. A stage
 contracts some bits at once; a schedule is sound if its stages contract every bit exactly once, which
-:func:`stages_of` checks.
+:func:`check_bits` checks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
 
 TENSOR_CORES_EXACT = "Tensor Cores"
@@ -89,9 +91,30 @@ def stages_of(configuration: KernelConfiguration) -> tuple[Stage, ...]:
         memory = "distributed shared memory" if configuration.cluster > 1 else "shared memory"
         note = f"fp32 butterflies after one trip through {memory}"
         stages.append(Stage(EXCHANGE, tuple(range(top, configuration.log2_size)), holders, note))
-    contracted = sorted(bit for stage in stages for bit in stage.bits)
-    if contracted != list(range(configuration.log2_size)):
-        raise ValueError(
-            f"index bits {contracted} are contracted, expected 0..{configuration.log2_size - 1}: {configuration}"
-        )
+    check_bits(stages, configuration.log2_size, str(configuration))
     return tuple(stages)
+
+
+def column_stages(configuration: ColumnsConfiguration, first_bit: int) -> tuple[Stage, ...]:
+    """The stages of ``columns.cu``, where the lowest index bit that it contracts is ``first_bit`` of the row."""
+    middle, end = first_bit + configuration.lower_bits, first_bit + configuration.log2_points
+    return (
+        Stage(REGISTERS, tuple(range(first_bit, middle)), "which of a thread's points", "fp32 butterflies"),
+        Stage(
+            EXCHANGE,
+            tuple(range(middle, end)),
+            f"threads of {configuration.warps} warps",
+            "fp32 butterflies after one trip through shared memory",
+        ),
+    )
+
+
+def check_bits(stages: Sequence[Stage], log2_size: int, of: str) -> None:
+    """Check that the stages contract every index bit of a row exactly once.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    contracted = sorted(bit for stage in stages for bit in stage.bits)
+    if contracted != list(range(log2_size)):
+        raise ValueError(f"index bits {contracted} are contracted, expected 0..{log2_size - 1}: {of}")
