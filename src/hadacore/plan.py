@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from hadacore.backends.cuda.composed import is_composed
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
+from hadacore.kernels.base_configurations import BaseConfiguration, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
 from hadacore.kernels.passes import Passes, passes_of
-from hadacore.kernels.stages import REGISTERS, Stage, stages_of
-from hadacore.matrices import describe
+from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of
+from hadacore.matrices import describe, factor
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Plan:
     stages: tuple[Stage, ...]
     architecture: Architecture | None = None
     multiprocessors: int = 0
-    configuration: KernelConfiguration | None = None
+    configuration: KernelConfiguration | BaseConfiguration | None = None
     passes: Passes | None = None
 
     @property
@@ -70,8 +72,26 @@ class Plan:
 
     @property
     def additions(self) -> int:
-        """Additions of the textbook algorithm, ``n log2 n`` a row."""
-        return self.problem.rows * self.problem.size * (self.problem.size.bit_length() - 1)
+        """Additions of the textbook algorithm: one an element for each index bit, ``m - 1`` for a base of order m."""
+        found = factor(self.problem.size)
+        return self.problem.rows * self.problem.size * (found.log2 + found.base_order - 1)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the Tensor Cores for the base matrix, padding to whole fragments included."""
+        c = self.configuration
+        if not isinstance(c, BaseConfiguration):
+            return 0
+        padded = 16 * c.order_tiles
+        parts = 3 if c.element_code == 2 else 1
+        return self.problem.rows * padded * padded * parts << c.log2_size
+
+    @property
+    def predicted_ratio(self) -> float | None:
+        """Predicted time over that of a copy of the same bytes, for many rows; None where there is no model."""
+        if self.architecture is None or self.multiprocessors == 0 or self.configuration is None:
+            return None
+        return predicted_ratio(self.multiply_adds / max(1, self.problem.rows * self.problem.size), self.configuration)
 
     def _lines_of_passes(self, passes: Passes) -> list[str]:
         lines, stage = [], 1
@@ -116,7 +136,26 @@ class Plan:
                 f"  launch   {blocks} blocks of {c.threads} threads, {c.shared_bytes} bytes of shared memory a block"
             )
         lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
+        if self.multiply_adds:
+            lines.append(f"  products {self.multiply_adds:,} multiply-adds for the base, padding included")
+        ratio = self.predicted_ratio
+        if ratio is not None:
+            lines.append(f"  predicts {ratio:.2f} times a copy of the same bytes, for many rows")
         return "\n".join(lines)
+
+
+def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration) -> float | None:
+    """Time over a copy of the same bytes for many rows: the larger of memory and Tensor Cores, with what was seen to be lost.
+
+    Constants are of an H100 at 2^25 elements (docs/performance.md): 0.31 clocks of a multiprocessor an element of 2 bytes for a
+    copy; 1360 multiply-adds a clock by mma.sync and 2048 by wgmma, of which half is reached beside everything else. None for
+    powers of two, which docs/performance.md lists as measured.
+    """
+    if not isinstance(configuration, BaseConfiguration):
+        return None
+    copy_clocks = 0.31 * (2 if configuration.element_code == 2 else 1)
+    product_clocks = multiply_adds / (2048 if configuration.wgmma else 1360) / 0.5
+    return 1.05 * max(1.0, product_clocks / copy_clocks)
 
 
 def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
@@ -124,7 +163,7 @@ def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
     for number, stage in enumerate(stages, first):
         bits = " ".join(map(str, stage.bits))
         lines.append(
-            f"  stage {number}  radix {stage.radix:<5} bits {bits:<12} in {stage.holder}: {stage.unit}, {stage.note}"
+            f"  stage {number}  radix {stage.radix:<5} bits {bits or 'none':<12} in {stage.holder}: {stage.unit}, {stage.note}"
         )
     return lines
 
@@ -176,14 +215,34 @@ def plan(
     if rows < 0:
         raise ValueError(f"rows must be 0 or more, got {rows}")
     problem = Problem(n, size, element, rows * (n // size), signs, inverse)
+    matrix = factor(size)
     target = _target(device, architecture, multiprocessors)
     if target is None or element.cuda_code is None:
-        bits = tuple(range(size.bit_length() - 1))
-        note = f"butterflies in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
-        stages = tuple(Stage(REGISTERS, (bit,), "memory", note) for bit in bits)
+        work = f"in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
+        stages = tuple(Stage(REGISTERS, (bit,), "memory", f"butterflies {work}") for bit in range(matrix.log2))
+        if matrix.base_order > 1:
+            product = Stage(REGISTERS, (), "memory", f"product with the base {work}", matrix.base_order)
+            stages = (product, *stages)
         return Plan(problem, "cpu", stages)
     found, processors = target
     signs_are = signs_placement(signs, inverse)
+    if matrix.base_order > 1:
+        if is_composed(matrix.base_order, matrix.log2):
+            raise ValueError(
+                f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
+                f"block_size={matrix.base_order << 8} and {size // (matrix.base_order << 8)} instead"
+            )
+        chosen = choose_base(
+            element.cuda_code,
+            matrix.base_order,
+            matrix.log2,
+            problem.rows,
+            found.capability,
+            processors,
+            signs_are,
+            transposed=inverse and not matrix.symmetric,
+        )
+        return Plan(problem, "cuda", base_stages(chosen), found, processors, chosen)
     if size > 1 << MAXIMUM_LOG2_ROW:
         passes = passes_of(
             element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from hadacore.kernels.base_configurations import BaseConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
 from hadacore.kernels.source import constants, kernel_source
@@ -197,27 +198,27 @@ class Program:
 class EmulatedKernel(Program):
     """A configuration of the transform, compiled from the package's own text for an ``__CUDA_ARCH__``."""
 
-    def __init__(self, configuration: KernelConfiguration, *, cuda_arch: int = 900) -> None:
+    def __init__(self, configuration: KernelConfiguration | BaseConfiguration, *, cuda_arch: int = 900) -> None:
         c = configuration
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)))
         super().__init__(
             kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
-            cluster=c.cluster, programmatic=c.programmatic,
+            cluster=c.cluster, programmatic=bool(c.programmatic),
         )  # fmt: skip
         self.configuration = c
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
-        strides: Strides | None = None, grid: int = 1, seed: int = 0,
+        strides: Strides | None = None, grid: int = 1, seed: int = 0, **base: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`; signs and strides must be given exactly where the configuration has them."""
+        """As :meth:`Program.run`, ``base`` and ``base_strides`` included; signs and strides must be given exactly where the configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
         if (strides is None) == self.configuration.strided:
             raise ValueError("strides do not go with the configuration")
         return super().run(
             x, y, scale, rows, signs=signs, sign_rows=sign_rows, strides=strides or _CONTIGUOUS_ROWS, grid=grid,
-            seed=seed,
+            seed=seed, **base,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hadacore.kernels.base_configurations import BaseConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
 
@@ -29,17 +30,19 @@ class Stage:
         bits: The index bits it contracts, lowest first.
         holder: Who holds those bits when it starts.
         note: Instruction and rounding.
+        base_order: Order of the base matrix, if it contracts the index above all bits as well.
     """
 
     unit: str
     bits: tuple[int, ...]
     holder: str
     note: str
+    base_order: int = 1
 
     @property
     def radix(self) -> int:
         """Points of the transform that the stage contracts."""
-        return 1 << len(self.bits)
+        return self.base_order << len(self.bits)
 
 
 def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
@@ -92,6 +95,44 @@ def stages_of(configuration: KernelConfiguration) -> tuple[Stage, ...]:
         note = f"fp32 butterflies after one trip through {memory}"
         stages.append(Stage(EXCHANGE, tuple(range(top, configuration.log2_size)), holders, note))
     check_bits(stages, configuration.log2_size, str(configuration))
+    return tuple(stages)
+
+
+def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
+    """The stages of ``base_rows.cu``: the base with the bits merged into it, then the columns that a warp holds.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    c = configuration
+    log2_columns = c.log2_size + c.log2_merge
+    instruction = "wgmma.m64n64k16" if c.wgmma else "mma.m16n8k16"
+    parts = " on three bfloat16 parts" if c.element_code == 2 else ""
+    merged = tuple(range(c.log2_size, log2_columns))
+    panel = "rows of the panel" + (", in shared memory" if c.stages else "")
+    note = f"{c.order} multiply-adds an element, {instruction} on the input{parts}, fp32 accumulators"
+    stages = [Stage(TENSOR_CORES_EXACT, merged, panel, note, c.order >> c.log2_merge)]
+    split = f"{instruction} twice, accumulators as bfloat16 high + low"
+    columns = range(c.log2_size)
+    vector = c.log2_group - 3
+    if c.wgmma and c.log2_size >= 6:
+        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(range(6)), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, columns[6:], "which group of columns")]
+    elif c.wgmma:
+        split = split.replace(instruction, "mma.m16n8k16")
+        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 1, 2, 3), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, columns[4:], "which product")]
+    elif c.element_code != 2 and c.log2_size >= 6:
+        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 3, 4, 5), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, range(1, 3), "which product"), (REGISTERS, columns[6:], "which group of columns")]
+    else:
+        groups = [
+            (REGISTERS, range(vector), "which product"),
+            (LANES, range(vector, vector + 2), "lane bits 0 1"),
+            (REGISTERS, range(vector + 2, c.log2_size), "accumulator pair, which group of columns"),
+        ]
+    stages += _butterflies(groups, c.log2_size)
+    check_bits(stages, log2_columns, str(c))
     return tuple(stages)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hadacore.backends import Support
+from hadacore.backends.cuda.composed import LARGEST_ORDER, is_composed, transform_composed
 from hadacore.backends.cuda.load import load_kernel
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
@@ -30,6 +31,7 @@ from hadacore.matrices import factor
 VECTOR_BYTES = 16
 _PREPARED_LIMIT = 4096
 _MAXIMUM_ROW = 1 << MAXIMUM_LOG2_ROW
+_LARGEST_SINGLE = LARGEST_ORDER  # the base of a smaller size fits the kernel, whatever its order
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,8 @@ def choose_for_device(request: Request) -> Configuration:
     rows = r.elements // r.size
     if r.base_order == 0 and r.size & (r.size - 1) == 0:
         return choose(code, r.size.bit_length() - 1, rows, capability, processors, r.signs, r.strided)
-    if r.base_order:
-        order, transposed = r.base_order, False
-    else:
+    order, transposed = r.base_order, False
+    if order == 0:
         found = factor(r.size)
         order, transposed = found.base_order, r.inverse and not found.symmetric
     base = base_source(code, None if r.base_dtype is None else r.base_dtype == torch.float32)
@@ -260,6 +261,12 @@ def transform(
 
         passes.transform(x, out, size, scale, signs, inverse)
         return
+    if size > _LARGEST_SINGLE:
+        order = factor(size).base_order if base is None else base.shape[0]
+        log2_columns = (size // order).bit_length() - 1
+        if is_composed(order, log2_columns):
+            transform_composed(transform, x, out, order, log2_columns, scale, signs, inverse, base)
+            return
     strides = None
     direct = (x.data_ptr() | out.data_ptr()) % VECTOR_BYTES == 0  # without a copy
     if direct and not (x.is_contiguous() and out.is_contiguous()):

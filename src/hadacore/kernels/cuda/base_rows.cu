@@ -429,6 +429,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
     };
     apply_base(base_matrix, resident, first_tile, lane, multiply);
+    // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
+    if (STAGES == 0) bar_warp_sync();
 
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) {
