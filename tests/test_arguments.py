@@ -63,6 +63,11 @@ CASES: list[tuple[type[Exception], str, Any]] = [
     (ValueError, r"must have 8 elements.*got shape \(4,\)", lambda: hadacore.HadamardTransform(8)(torch.randn(4))),
     (ValueError, r"scale 0 has no inverse", lambda: hadacore.HadamardTransform(8, 0.0).inverted()),
     (ValueError, r"at most 32768 elements, got 32769", lambda: fast_hadamard_transform.hadamard_transform(torch.randn(32769))),
+    (ValueError, r"at most 12288 elements for hadamard_transform_12N, got 12289; use .*base=base_matrix\(12\)", lambda: fast_hadamard_transform.hadamard_transform_12N(torch.randn(12289))),
+    (ValueError, r"shape \(2, 0\)", lambda: fast_hadamard_transform.hadamard_transform_40N(torch.empty(2, 0))),
+    (TypeError, r"got list; convert it", lambda: fast_hadamard_transform.hadamard_transform_28N([1.0])),
+    (TypeError, r"scale must be a real number.*got str", lambda: fast_hadamard_transform.hadamard_transform_20N(X, "1")),
+    (ValueError, r"orders 12, 20, 28, 40, got 36; hadacore.hadamard_matrix has", lambda: fast_hadamard_transform.base_matrix(36)),
 ]  # fmt: skip
 
 
