@@ -136,6 +136,7 @@ def test_base_variants_start_anywhere(device: torch.device, monkeypatch: pytest.
     assert f(x.clone().requires_grad_()).requires_grad
     afresh()
     torch.func.vmap(torch.func.grad(lambda row: f(row).sum()))(x)
+    assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, fast_hadamard_transform._BASES.values()))
     assert torch.equal(f(x), expected)
     afresh()
     assert torch.func.jvp(f, (x,), (x,))[1].equal(expected)
