@@ -64,6 +64,15 @@ CASES: list[tuple[type[Exception], str, Any]] = [
     (ValueError, r"scale 0 has no inverse", lambda: hadacore.HadamardTransform(8, 0.0).inverted()),
     (ValueError, r"at most 1073741824 elements, got 1073741825",
      lambda: fast_hadamard_transform.hadamard_transform(torch.empty(1).expand(2**30 + 1))),
+    (TypeError, r"base must be one of float16, .*got torch.int64; convert it", lambda: hadacore.HadamardTransform(8, base=torch.ones(4, 4, dtype=torch.int64))),
+    (TypeError, r"base must be a torch.Tensor of shape \(m, m\), got list", lambda: hadacore.HadamardTransform(8, base=[[1.0]])),
+    (ValueError, r"order 3 goes with sizes 3 \* 2\^k", lambda: hadacore.HadamardTransform(8, base=torch.eye(3))),
+    (ValueError, r"transpose of this base does not undo it: .*off by", lambda: hadacore.HadamardTransform(8, base=torch.triu(torch.ones(4, 4))).inverted()),
+    (ValueError, r"at most 12288 elements for hadamard_transform_12N, got 12289; use .*base=base_matrix\(12\)", lambda: fast_hadamard_transform.hadamard_transform_12N(torch.randn(12289))),
+    (ValueError, r"shape \(2, 0\)", lambda: fast_hadamard_transform.hadamard_transform_40N(torch.empty(2, 0))),
+    (TypeError, r"got list; convert it", lambda: fast_hadamard_transform.hadamard_transform_28N([1.0])),
+    (TypeError, r"scale must be a real number.*got str", lambda: fast_hadamard_transform.hadamard_transform_20N(X, "1")),
+    (ValueError, r"orders 12, 20, 28, 40, got 36; hadacore.hadamard_matrix has", lambda: fast_hadamard_transform.base_matrix(36)),
 ]  # fmt: skip
 
 

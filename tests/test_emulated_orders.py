@@ -115,7 +115,9 @@ def test_gpus_without_wgmma(architecture: str, size: int, rows: int) -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize(("size", "rows"), [(20, 9), (80, 9), (172, 5), (360, 9), (768, 5), (1536, 3), (2880, 5), (5120, 2)])
+@pytest.mark.parametrize(
+    ("size", "rows"), [(20, 9), (80, 9), (172, 5), (360, 9), (768, 5), (1536, 3), (2880, 5), (5120, 2)]
+)
 @pytest.mark.parametrize("signs_are", [SIGNS_BEFORE, SIGNS_AFTER])
 @pytest.mark.parametrize("code", [0, 2])
 def test_signs_inverse_and_in_place(code: int, signs_are: int, size: int, rows: int) -> None:
@@ -208,6 +210,7 @@ def test_a_value_outside_the_base_is_never_multiplied() -> None:
 def test_large_float16_values_do_not_overflow_inside() -> None:
     (*_, c) = base_candidates(0, 28, 9, BY_NAME["sm_90a"])
     x = torch.full((1, 14336), 60000.0).half() * _signs(14336, torch.float16)
+    x[:, torch.arange(14336) % 61 > 0] = 0  # or the exact result would overflow as well
     y = _run(c, x)
     _check(y, _dense(_matrix(c), 512, x) * 14336**-0.5, x, c)
 

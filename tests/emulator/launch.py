@@ -211,7 +211,8 @@ class EmulatedKernel(Program):
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides | None = None, grid: int = 1, seed: int = 0, **base: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`, ``base`` and ``base_strides`` included; signs and strides must be given exactly where the configuration has them."""
+        """As :meth:`Program.run`, ``base`` and ``base_strides`` included; signs and strides must be given exactly where the
+        configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
         if (strides is None) == self.configuration.strided:
