@@ -78,7 +78,9 @@ def find_compiler() -> Compiler:
         CannotBuildError: None is found, or Python runs on Windows.
     """
     if sys.platform == "win32":
-        raise CannotBuildError("the sources need GCC or clang and POSIX threads, which Python on Windows is not built with")
+        raise CannotBuildError(
+            "the sources need GCC or clang and POSIX threads, which Python on Windows is not built with"
+        )
     chosen = os.environ.get("CXX")
     if chosen:
         return Compiler(tuple(shlex.split(chosen)))
