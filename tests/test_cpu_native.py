@@ -223,6 +223,27 @@ def test_strides(isa: str, dtype: torch.dtype, log2: int, layout: str) -> None:
             assert _same(in_place.contiguous(), expected)
 
 
+@pytest.mark.parametrize("count", [16, 32, 71])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_columns_have_the_bits_of_rows(isa: str, dtype: torch.dtype, count: int) -> None:
+    for log2 in range(13):
+        size = 1 << log2
+        n = size if log2 > 8 else 3 * size
+        x = _normal(2, n, count + 1, dtype=dtype)[:, :, 1:].transpose(1, 2)
+        x[1, 3, n // 2] = math.inf
+        signs = _signs(n, dtype)
+        for options in ((None, False), (signs, False), (signs, True)):
+            expected = _native(x.contiguous(), log2, 0.7, *options, isa=isa)
+            storage = torch.zeros(2, n, count + 4, dtype=dtype)
+            out = storage[:, :, 2 : 2 + count].transpose(1, 2)
+            native.transform_native(x, out, 1, None, log2, 0.7, *options, instruction_set=isa)
+            assert _same(out.contiguous(), expected)
+            assert not storage[..., :2].any() and not storage[..., 2 + count :].any()
+            in_place = torch.empty_strided(x.shape, x.stride(), dtype=dtype).copy_(x)
+            native.transform_native(in_place, in_place, 1, None, log2, 0.7, *options, instruction_set=isa)
+            assert _same(in_place.contiguous(), expected)
+
+
 @pytest.mark.parametrize("log2", [0, 2, 4, 6, 9])
 def test_base_matrix_in_place_and_with_gaps(isa: str, log2: int) -> None:
     base = _normal(12, 12, dtype=torch.float32)

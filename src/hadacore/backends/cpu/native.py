@@ -23,6 +23,9 @@ INSTRUCTION_SET_VARIABLE = "HADACORE_CPU_ISA"
 # The codes of problem.hpp.
 _ELEMENT_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _OUT_OF_MEMORY = 1
+# Columns are transformed where they are up to the size of which 32 fit into a second-level cache, or nearly, in fp32.
+_LARGEST_COLUMN_SIZE = 1 << 14
+_FEWEST_COLUMNS = 16
 
 
 class _Problem(ctypes.Structure):
@@ -44,6 +47,9 @@ class _Problem(ctypes.Structure):
         ("signs_after", ctypes.c_int64),
         ("scale", ctypes.c_double),
         ("threads", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("x_step", ctypes.c_int64),
+        ("out_step", ctypes.c_int64),
         ("instruction_set", ctypes.c_int64),
     ]
 
@@ -129,8 +135,8 @@ def instruction_set() -> str | None:
     return None if isinstance(found, str) else found.chosen
 
 
-def _rows(x: Tensor, out: Tensor) -> tuple[list[int], list[int], list[int]]:
-    """Lengths and both strides of the leading dimensions, with as few dimensions as describe them."""
+def _dimensions(x: Tensor, out: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Lengths and both strides of all dimensions but the last, with as few dimensions as describe them."""
     if x.is_contiguous() and out.is_contiguous():
         n = x.shape[-1]
         return [x.numel() // n], [n], [n]
@@ -148,6 +154,16 @@ def _rows(x: Tensor, out: Tensor) -> tuple[list[int], list[int], list[int]]:
             x_strides.append(x_stride)
             out_strides.append(out_stride)
     return shape, x_strides, out_strides
+
+
+def _columns_dimension(x: Tensor, out: Tensor, size: int) -> int | None:
+    """A dimension other than the last along which both tensors are dense, if transforming across it is worth while."""
+    if size > _LARGEST_COLUMN_SIZE:
+        return None
+    for dimension in range(x.dim() - 1):
+        if x.stride(dimension) == 1 == out.stride(dimension) and x.shape[dimension] >= _FEWEST_COLUMNS:
+            return dimension
+    return None
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -189,15 +205,21 @@ def transform_native(
     if isinstance(library, str):
         raise NativeUnavailableError(library)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    source = x if _is_dense(x) else x.contiguous()
-    target = out if _is_dense(out) else torch.empty_like(source, memory_format=torch.contiguous_format)
-    if out is x and _is_dense(x):
-        target = source
+    columns, source, target = 0, x, out
+    if not (_is_dense(x) and _is_dense(out)):
+        dimension = _columns_dimension(x, out, order << log2) if base is None else None
+        if dimension is not None:
+            columns = x.shape[dimension]
+            source, target = x.select(dimension, 0), out.select(dimension, 0)
+        else:
+            source = x if _is_dense(x) else x.contiguous()
+            if not _is_dense(out):
+                target = source if out is x else torch.empty(out.shape, dtype=out.dtype)
     if base is not None:
         base = (base.T if inverse else base).to(work).contiguous()
     if signs is not None:
         signs = signs.to(work).contiguous()
-    shape, x_strides, out_strides = _rows(source, target)
+    shape, x_strides, out_strides = _dimensions(source, target)
     array = ctypes.c_int64 * max(1, len(shape))
     problem = _Problem(
         source.data_ptr(),
@@ -215,6 +237,9 @@ def transform_native(
         inverse,
         scale,
         torch.get_num_threads(),
+        columns,
+        source.stride(-1),
+        target.stride(-1),
         library.instruction_sets[instruction_set or library.chosen],
     )
     status = library.handle.hadacore_transform(ctypes.byref(problem))
@@ -222,5 +247,5 @@ def transform_native(
         raise MemoryError(f"no memory for a scratch row of {order << log2} elements in {work}")
     if status:
         raise RuntimeError(f"the native transform returned {status}")
-    if target is not out and target.data_ptr() != out.data_ptr():
+    if not columns and target is not out:
         out.copy_(target)

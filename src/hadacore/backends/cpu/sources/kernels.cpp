@@ -1,5 +1,6 @@
 // The transform, compiled once for each instruction set with HADACORE_ISA as its namespace.
 #include "call.hpp"
+#include "columns.hpp"
 #include "large.hpp"
 
 namespace HADACORE_ISA {
@@ -124,7 +125,11 @@ template <class E> static Status run(const Problem& problem) {
     Call<E> call(problem);
     if (call.status != DONE) return Status(call.status);
     int64_t transforms = call.rows * call.blocks, log2 = problem.log2, grain = PIECE / call.size > 0 ? PIECE / call.size : 1;
-    if (log2 > LARGEST_ROW_BITS) {
+    if (problem.columns > 0) {
+        int64_t tiles = (problem.columns + COLUMN_TILE - 1) / COLUMN_TILE * transforms;
+        int64_t together = PIECE / (call.size * COLUMN_TILE);
+        parallel_for(tiles, together > 0 ? together : 1, problem.threads, column_tiles<E>, &call);
+    } else if (log2 > LARGEST_ROW_BITS) {
         large_rows(call, transforms);
     } else if (problem.base != nullptr) {
         bool wide = (int64_t(1) << log2) >= COLUMNS<R>;

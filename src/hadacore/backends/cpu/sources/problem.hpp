@@ -9,6 +9,8 @@ enum Status : int64_t { DONE = 0, OUT_OF_MEMORY = 1, UNKNOWN_ELEMENT = 2, UNKNOW
 
 // Transforms of `size = order << log2` consecutive elements. A row of x has `row_length` elements, a multiple of size,
 // that lie densely; rows are addressed by `dimensions` lengths and strides in elements, first dimension outermost.
+// With `columns`, of a power of two without a base matrix, the elements of a row lie `x_step` and `out_step` apart
+// instead, and at each of those addresses there begin `columns` rows that are neighbours.
 // `base` and `signs` are in the type that is computed in: double for float64, else float.
 struct Problem {
     const void* x;
@@ -26,6 +28,9 @@ struct Problem {
     int64_t signs_after;
     double scale;
     int64_t threads;
+    int64_t columns;  // or 0
+    int64_t x_step;
+    int64_t out_step;
     int64_t instruction_set;  // index into the names of hadacore_instruction_set_name
 };
 
