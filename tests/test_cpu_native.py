@@ -180,9 +180,12 @@ def test_subnormals_of_float32(isa: str) -> None:
 def test_subnormal_mode_of_the_caller_holds_in_every_thread(threads: None) -> None:
     if native.unavailable_reason() is not None or not torch.set_flush_denormal(True):
         pytest.skip("no native kernels, or no such mode on this CPU")
+    x = torch.full((16384, 256), 1e-41)
+    torch.set_num_threads(2)
     try:
-        x = torch.full((4096, 256), 1e-41)
-        torch.set_num_threads(2)
+        torch.set_flush_denormal(False)  # a new thread has the mode of the one that makes it
+        assert _native(x, 8).any()
+        torch.set_flush_denormal(True)
         assert not _native(x, 8).any()
     finally:
         torch.set_flush_denormal(False)
