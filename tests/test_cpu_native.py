@@ -171,6 +171,12 @@ def test_every_value_of_sixteen_bits_and_its_rounding(isa: str, dtype: torch.dty
         assert _same(_native(every.view(-1, 1), 0, scale, isa=isa), _pytorch(every.view(-1, 1), 0, scale)), scale
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_nan_of_all_ones_is_not_rounded_to_a_number(isa: str, dtype: torch.dtype) -> None:
+    base = torch.full((1, 1), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    assert _native(torch.ones(3, 64, dtype=dtype), 6, base=base, isa=isa).isnan().all()
+
+
 def test_subnormals_of_float32(isa: str) -> None:
     x = torch.randint(1, 2**20, (5, 64), dtype=torch.int32).view(torch.float32)
     y = _native(x, 6, isa=isa)
