@@ -6,6 +6,7 @@ time of the call. It knows nothing of Python or torch: it gets addresses, length
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -92,6 +93,20 @@ def _open(path: Path) -> ctypes.CDLL:
     return handle
 
 
+def _share_openmp(handle: ctypes.CDLL) -> None:
+    """Give the library the threads of torch's OpenMP, if torch has loaded one; threads.cpp says what for."""
+    folder = Path(torch.__file__).parent
+    bundled = [
+        str(path) for place in (folder / "lib", folder.parent / "torch.libs") for path in place.glob("lib*omp*.so*")
+    ]
+    for name in [*bundled, "libgomp.so.1", "libiomp5.so", "libomp.so"]:
+        with contextlib.suppress(OSError, AttributeError):  # not loaded, or without GCC's interface
+            openmp = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            handle.hadacore_use_openmp.argtypes = [ctypes.c_void_p]
+            handle.hadacore_use_openmp(ctypes.cast(openmp.GOMP_parallel, ctypes.c_void_p))
+            return
+
+
 def load(path: Path = building.LIBRARY, wanted: str | None = None) -> Library:
     """The library at ``path``, with the instruction set ``wanted``, or the best of this CPU.
 
@@ -111,6 +126,7 @@ def load(path: Path = building.LIBRARY, wanted: str | None = None) -> Library:
         raise NativeUnavailableError(
             f"{INSTRUCTION_SET_VARIABLE} is {wanted!r}, and this CPU runs {', '.join(supported)} or none"
         )
+    _share_openmp(handle)
     return Library(handle, supported, wanted or next(iter(supported)))
 
 

@@ -1,4 +1,9 @@
-// A pool of threads that sleep between calls. One call uses it at a time: a call that finds it busy, because another
+// Threads: those of torch's OpenMP library where Python has found it, else a pool of threads that sleep between calls.
+//
+// OpenMP's threads spin for some milliseconds after each operation of torch, and on as many processors as there are
+// threads others would wait for them to stop: a transform between torch's operations had one thread instead of two.
+//
+// One call uses it at a time: a call that finds it busy, because another
 // Python thread is in a transform, does all its work itself, so calls never wait for each other.
 #include <fenv.h>
 #include <pthread.h>
@@ -33,6 +38,10 @@ struct Pool {
 
 Pool pool = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER,
              nullptr, 0, 0, 0, 0};
+// GOMP_parallel(body, data, threads, flags), the entry of a parallel region in compiled code, or null.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Team team = nullptr;
+
 pthread_once_t once = PTHREAD_ONCE_INIT;
 pthread_key_t scratch_key;
 
@@ -49,6 +58,7 @@ void free_scratch(void* value) {
 
 // A forked child has none of the threads, and locks may have been held by them.
 void start_over_in_child() {
+    team = nullptr;  // OpenMP does not start over
     pthread_mutex_init(&pool.user, nullptr);
     pthread_mutex_init(&pool.lock, nullptr);
     pthread_cond_init(&pool.posted, nullptr);
@@ -70,6 +80,15 @@ void take_pieces(Job* job) {
         int64_t end = begin + job->grain < job->count ? begin + job->grain : job->count;
         job->range(job->context, begin, end);
     }
+}
+
+void work_in_team(void* data) {
+    Job* job = static_cast<Job*>(data);
+    fenv_t own;
+    fegetenv(&own);
+    fesetenv(&job->numbers);
+    take_pieces(job);
+    fesetenv(&own);
 }
 
 void* work(void*) {
@@ -104,16 +123,25 @@ void grow(int64_t wanted) {
 
 }  // namespace
 
+extern "C" __attribute__((visibility("default"))) void hadacore_use_openmp(void* gomp_parallel) {
+    pthread_once(&once, initialize);
+    team = reinterpret_cast<Team>(gomp_parallel);
+}
+
 void parallel_for(int64_t count, int64_t grain, int64_t threads, Range range, void* context) {
     int64_t pieces = (count + grain - 1) / grain;
     int64_t helpers = (threads < pieces ? threads : pieces) - 1;
     pthread_once(&once, initialize);
+    Job job = {range, context, count, grain, 0, {}};
+    fegetenv(&job.numbers);
+    if (helpers > 0 && team != nullptr) {
+        team(work_in_team, &job, unsigned(helpers) + 1, 0);
+        return;
+    }
     if (helpers <= 0 || pthread_mutex_trylock(&pool.user) != 0) {
         if (count > 0) range(context, 0, count);
         return;
     }
-    Job job = {range, context, count, grain, 0, {}};
-    fegetenv(&job.numbers);
     pthread_mutex_lock(&pool.lock);
     grow(helpers);
     pool.job = &job;
