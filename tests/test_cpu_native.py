@@ -39,11 +39,15 @@ def isa(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Puts the number of threads back."""
+@pytest.fixture(params=["OpenMP", "own"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Torch's threads or the library's own; puts their number back."""
     before = torch.get_num_threads()
+    if native.unavailable_reason() is None and request.param == "own":
+        native.load().handle.hadacore_use_openmp(None)
     yield
+    if native.unavailable_reason() is None:
+        native.load()  # gives it torch's again
     torch.set_num_threads(before)
 
 
