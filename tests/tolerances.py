@@ -79,6 +79,22 @@ def norm_bound(size: int, base: Tensor | None = None) -> float:
     return 2 * (roundings(size, base) + 1) * FLOAT32_ROUNDOFF
 
 
+def base_bound(x: Tensor, exact: Tensor, base: Tensor, log2: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Largest allowed error of each element of a product with a base matrix after ``log2`` butterflies.
+
+    The butterflies add log2 roundings, the product at most one for each of its terms and one more for each
+    multiplication, all of them at most u times the sum of magnitudes, which the largest entry of ``base`` multiplies.
+    """
+    order = base.shape[0]
+    blocks = x.double().abs().reshape(-1, order << log2)
+    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape) * base.double().abs().max()
+    information = torch.finfo(dtype)
+    work = information.eps / 2 if dtype == torch.float64 else FLOAT32_ROUNDOFF
+    tiny = information.smallest_normal * information.eps
+    roundings = log2 + order + 3
+    return abs(scale) * roundings * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
+
+
 def butterfly_float32(x: Tensor, size: int, scale: float) -> Tensor:
     """A plain fp32 butterfly transform of blocks of ``size``: the yardstick of float32."""
     y = x.clone().reshape(-1, size)
