@@ -35,12 +35,12 @@ FLOAT32_ROUNDOFF = 2.0**-24
 def base_product_float32(order: int, log2_columns: int) -> float:
     """Relative L2 error of float32 after a product with a base of ``order`` and ``log2_columns`` butterflies.
 
-    Each of the ``order / 16`` steps of three products adds to fp32 accumulators, which Tensor Cores cut off rather than
-    round: at most one unit in the last place, 2u, a product, of partial sums that are on average sqrt(1/2) of the last. Each
-    butterfly rounds once. All errors independent.
+    Each of the ``order / 16`` steps is a sum by Tensor Cores, which cut off rather than round (one unit in the last place, 2u, for
+    each of three products), and then an addition that rounds, to partial sums that are on average sqrt(1/2) of the last.
+    Steps are 1 / sqrt(steps) of the whole, their errors independent but for the cut, which is towards zero.
     """
-    steps = -(-order // 16) * 3
-    return float((2 * steps + log2_columns / 3 + 1) ** 0.5 * FLOAT32_ROUNDOFF)
+    steps = -(-order // 16)
+    return float((steps / 6 + 36 / steps + log2_columns / 3 + 1) ** 0.5 * FLOAT32_ROUNDOFF)
 
 
 def relative_error(y: Tensor, exact: Tensor) -> float:

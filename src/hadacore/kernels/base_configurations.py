@@ -195,10 +195,15 @@ def merged_columns(order: int, log2_columns: int, element_code: int, base: int) 
     least = max(0, log2_columns - MAXIMUM_LOG2_COLUMNS)
     if base != BASE_SIGNS:
         return least
+    if (
+        element_code == _FLOAT32
+    ):  # 32 accumulators a tile at 64 columns; three parts of everything leave no room for more
+        merged = max(0, log2_columns - 6)
+        return merged if order << merged <= 1024 else least
     merged = max(0, log2_columns - 7)
     if order << merged > 232:
         return least
-    if log2_columns - merged == 7 and element_code != _FLOAT32 and order << merged <= 80:
+    if log2_columns - merged == 7 and order << merged <= 80:
         return merged + 1
     return merged
 
@@ -234,9 +239,9 @@ _SIXTEEN_BIT_HOPPER = (
 
 
 def _generic_row(c: BaseConfiguration) -> _Row:
-    """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread."""
-    accumulators = c.groups * (16 if c.element_code == _FLOAT32 else 32)
-    tiles = max(1, min(64 // accumulators, c.order_tiles))
+    """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread, 32 for float32."""
+    limit, accumulators = (32, 16 * c.groups) if c.element_code == _FLOAT32 else (64, 32 * c.groups)
+    tiles = max(1, min(limit // accumulators, c.order_tiles))
     warps = -(-c.order_tiles // tiles)
     splits = -(-warps // 8)
     warps = -(-warps // splits)
