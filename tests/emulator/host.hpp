@@ -302,13 +302,13 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
   emulator::multiply(d, a, b, c, emulator::Format::BFLOAT16, __func__);
 }
 
-__device__ __forceinline__ void order_after(float&) {}
-__device__ __forceinline__ void order_after(u32&) {}
+__device__ __forceinline__ void order_after(float& value) { (void)value; }
+__device__ __forceinline__ void order_after(u32& value) { (void)value; }
 
 #if WGMMA
 // A warp at a time: its 16 rows need nothing of the other three's. B is read at once, where the GPU may do so until the
 // group has ended.
-__device__ __forceinline__ void multiply_group(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add,
+inline void multiply_group(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add,
                                                emulator::Format format, const char* instruction) {
   const u32 a[4] = {a0, a1, a2, a3}, lane = threadIdx.x % 32, start = (u32)(b & 0x3fff) << 4;
   const u32 eight_rows = (u32)(b >> 32 & 0x3fff) << 4;
