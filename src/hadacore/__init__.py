@@ -7,11 +7,13 @@
 True
 """
 
+from hadacore import prologues
 from hadacore.errors import BackendUnavailableError
 from hadacore.functional import hadamard_transform, hadamard_transform_
 from hadacore.matrices import Factorization, describe, factor, hadamard_matrix, known_orders
 from hadacore.modules import HadamardTransform
 from hadacore.plan import Plan, plan
+from hadacore.quantization import QuantizedTensor, hadamard_quantize, static_scale
 
 __version__ = "0.1.0"
 
@@ -20,12 +22,16 @@ __all__ = [
     "Factorization",
     "HadamardTransform",
     "Plan",
+    "QuantizedTensor",
     "__version__",
     "describe",
     "factor",
     "hadamard_matrix",
+    "hadamard_quantize",
     "hadamard_transform",
     "hadamard_transform_",
     "known_orders",
     "plan",
+    "prologues",
+    "static_scale",
 ]
