@@ -13,7 +13,14 @@ from hadacore.functional import hadamard_transform, hadamard_transform_
 from hadacore.matrices import Factorization, describe, factor, hadamard_matrix, known_orders
 from hadacore.modules import HadamardTransform
 from hadacore.plan import Plan, plan
-from hadacore.quantization import QuantizedTensor, hadamard_quantize, static_scale
+from hadacore.quantization import (
+    QuantizedQueryKey,
+    QuantizedTensor,
+    hadamard_quantize,
+    paged_slots,
+    quantize_query_key,
+    static_scale,
+)
 
 __version__ = "0.1.0"
 
@@ -22,6 +29,7 @@ __all__ = [
     "Factorization",
     "HadamardTransform",
     "Plan",
+    "QuantizedQueryKey",
     "QuantizedTensor",
     "__version__",
     "describe",
@@ -31,7 +39,9 @@ __all__ = [
     "hadamard_transform",
     "hadamard_transform_",
     "known_orders",
+    "paged_slots",
     "plan",
     "prologues",
+    "quantize_query_key",
     "static_scale",
 ]

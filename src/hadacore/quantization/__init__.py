@@ -1,6 +1,15 @@
 """Rotation and quantization in one operator. The rules are in ``docs/quantization.md``."""
 
 from hadacore.quantization.functional import hadamard_quantize, static_scale
+from hadacore.quantization.paged_cache import paged_slots
+from hadacore.quantization.query_key import QuantizedQueryKey, quantize_query_key
 from hadacore.quantization.result import QuantizedTensor
 
-__all__ = ["QuantizedTensor", "hadamard_quantize", "static_scale"]
+__all__ = [
+    "QuantizedQueryKey",
+    "QuantizedTensor",
+    "hadamard_quantize",
+    "paged_slots",
+    "quantize_query_key",
+    "static_scale",
+]
