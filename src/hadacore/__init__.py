@@ -16,6 +16,7 @@ from hadacore.plan import Plan, plan
 from hadacore.quantization import (
     QuantizedQueryKey,
     QuantizedTensor,
+    RotatedLinear,
     hadamard_quantize,
     paged_slots,
     quantize_query_key,
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "QuantizedQueryKey",
     "QuantizedTensor",
+    "RotatedLinear",
     "__version__",
     "describe",
     "factor",

@@ -1,6 +1,7 @@
 """Rotation and quantization in one operator. The rules are in ``docs/quantization.md``."""
 
 from hadacore.quantization.functional import hadamard_quantize, static_scale
+from hadacore.quantization.linear import RotatedLinear
 from hadacore.quantization.paged_cache import paged_slots
 from hadacore.quantization.query_key import QuantizedQueryKey, quantize_query_key
 from hadacore.quantization.result import QuantizedTensor
@@ -8,6 +9,7 @@ from hadacore.quantization.result import QuantizedTensor
 __all__ = [
     "QuantizedQueryKey",
     "QuantizedTensor",
+    "RotatedLinear",
     "hadamard_quantize",
     "paged_slots",
     "quantize_query_key",
