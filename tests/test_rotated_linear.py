@@ -69,14 +69,15 @@ def test_scaled_mm_is_the_dequantized_product(dtype: torch.dtype, device: torch.
     assert fast.dtype == dtype and _error(fast, slow.float()) < 2.0**-7
 
 
-def test_rotation_saves_int4_from_an_outlier() -> None:
-    """One channel is 100 times the rest, whose share of the result, 0.18, is lost unrotated: the errors are 0.18 and 0.13."""
-    layer, x = _layer(torch.device("cpu"), bias=False), torch.randn(64, 256)
-    x[:, 17] *= 100
+def test_rotation_saves_int4_from_outliers() -> None:
+    """4 of 1024 channels are 60 times the rest: errors of 0.26 to 0.28 unrotated, 0.17 to 0.18 rotated, over seeds."""
+    layer, x = nn.Linear(1024, 96, bias=False), torch.randn(64, 1024)
+    x[:, torch.randperm(1024)[:4]] *= 60
     exact = layer(x).detach()
     unrotated = RotatedLinear.from_linear(layer, "int4", gemm="dequantize", block_size=1)
     rotated = RotatedLinear.from_linear(layer, "int4", gemm="dequantize")
-    assert _error(rotated(x), exact) < 0.8 * _error(unrotated(x), exact)
+    assert _error(unrotated(x), exact) > 0.25
+    assert _error(rotated(x), exact) < 0.19
 
 
 def test_prologue(device: torch.device) -> None:
