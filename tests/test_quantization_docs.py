@@ -11,7 +11,7 @@ import pytest
 from hadacore.formats import FORMATS, Format
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["prologues", "quantization.functional", "quantization.linear", "quantization.paged_cache",
+MODULES = ["prologues", "quantization.functional", "quantization.linear", "quantization.paged_cache", "quantization.plan",
            "quantization.query_key", "quantization.result"]  # fmt: skip
 
 

@@ -158,6 +158,13 @@ def test_stochastic_rounding_is_unbiased_and_stays_between_neighbours(device: to
         )
 
 
+def test_stochastic_rounding_goes_up_only_above_the_random_number() -> None:
+    half = torch.tensor([0.0, 0.25, 0.75, -2.5, 5.0])  # 0 and 0.5 steps above a code
+    assert rounding.to_e2m1(half, torch.tensor([0.0, 0.5, 0.5, 0.5, 0.5])).tolist() == [0, 0, 1, 8 | 4, 6]
+    just_below = torch.full((5,), 0.5 - 2.0**-24)
+    assert rounding.to_e2m1(half, just_below).tolist() == [0, 1, 2, 8 | 5, 7]
+
+
 def test_the_table_agrees_with_torch() -> None:
     for format in FORMATS:
         if format.codes_dtype.is_floating_point:

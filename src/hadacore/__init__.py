@@ -14,11 +14,13 @@ from hadacore.matrices import Factorization, describe, factor, hadamard_matrix, 
 from hadacore.modules import HadamardTransform
 from hadacore.plan import Plan, plan
 from hadacore.quantization import (
+    QuantizationPlan,
     QuantizedQueryKey,
     QuantizedTensor,
     RotatedLinear,
     hadamard_quantize,
     paged_slots,
+    plan_quantize,
     quantize_query_key,
     static_scale,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "Factorization",
     "HadamardTransform",
     "Plan",
+    "QuantizationPlan",
     "QuantizedQueryKey",
     "QuantizedTensor",
     "RotatedLinear",
@@ -43,6 +46,7 @@ __all__ = [
     "known_orders",
     "paged_slots",
     "plan",
+    "plan_quantize",
     "prologues",
     "quantize_query_key",
     "static_scale",

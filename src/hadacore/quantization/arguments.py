@@ -21,12 +21,17 @@ def check_format(name: str) -> Format:
     return found
 
 
+def check_input_dtype(dtype: torch.dtype) -> None:
+    """Check a dtype that is rotated in fp32."""
+    if dtype not in _INPUTS:
+        raise TypeError(f"x must be float16, bfloat16 or float32, got {dtype}; convert it with x.to(torch.float32)")
+
+
 def check_quantized_input(x: Tensor) -> int:
     """Check that ``x`` can be rotated in fp32 and quantized; return its last dimension."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)")
-    if x.dtype not in _INPUTS:
-        raise TypeError(f"x must be float16, bfloat16 or float32, got {x.dtype}; convert it with x.to(torch.float32)")
+    check_input_dtype(x.dtype)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(
             f"x must have at least one dimension, the last of 1 or more elements, got shape {tuple(x.shape)}; only leading "
