@@ -80,6 +80,41 @@ def test_one_given_scale(name: str, kind: str, device: torch.device) -> None:
     assert torch.equal(by_tensor.codes.view(torch.uint8), q.codes.view(torch.uint8))
 
 
+def _near_ties(kind: str, factor: np.float32) -> np.ndarray:
+    """fp32 numbers next to ``factor`` times the midpoints of codes: where a product and a quotient round apart."""
+    table = oracle.values_of(kind)
+    ties = (((table[1:] + table[:-1]) / 2).astype(np.float32) * factor).astype(np.float32)
+    return np.concatenate((ties, np.nextafter(ties, np.float32(0)), np.nextafter(ties, np.float32(1e30))))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fp8_e4m3", "e4m3"), ("fp8_e5m2", "e5m2")])
+def test_a_given_scale_is_multiplied_by_its_reciprocal(name: str, kind: str, device: torch.device) -> None:
+    differ = 0
+    for scale in (0.37, 0.0123, 5.1, 33.3):
+        single = np.float32(scale)
+        x = _near_ties(kind, single)
+        expected = oracle.nearest_float(x * (np.float32(1) / single), kind)
+        differ += int((expected != oracle.nearest_float(x / single, kind)).sum())
+        values = torch.from_numpy(x).to(device).view(1, -1)
+        codes, _ = reference.quantize(values, Quantizer(BY_NAME[name], 0), torch.tensor(scale, device=device))
+        assert np.array_equal(codes.view(torch.uint8).cpu().numpy()[0], expected)
+    assert differ
+
+
+def test_the_global_scale_is_multiplied_by_its_reciprocal(device: torch.device) -> None:
+    differ = 0
+    for scale in (0.37, 0.0123, 5.1, 33.3):
+        amax = _near_ties("e4m3", np.float32(scale) * np.float32(6))
+        x = np.repeat(amax[:, None], 16, 1)
+        _, expected = oracle.quantize(x, "nvfp4", 16, 1.0, scale)
+        quantizer = Quantizer(BY_NAME["nvfp4"], 16)
+        _, scales = reference.quantize(torch.from_numpy(x).to(device), quantizer, torch.tensor(scale, device=device))
+        assert np.array_equal(scales.view(torch.uint8).cpu().numpy(), expected)
+        quotient = oracle.nearest_float(amax * np.float32(1 / 6) / np.float32(scale), "e4m3")
+        differ += int((np.maximum(quotient, 1) != expected[:, 0]).sum())
+    assert differ
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("format", "granularity"), CASES, ids=_ids)
 def test_the_function_is_rotation_then_reference(
