@@ -51,8 +51,9 @@ def to_e2m1(values: Tensor, uniform: Tensor | None = None) -> Tensor:
 
 def from_e2m1(codes: Tensor) -> Tensor:
     """E2M1 codes in the low bits of uint8 to fp32."""
-    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], device=codes.device)
-    values = magnitudes[(codes & 7).to(torch.int32)]
+    # By arithmetic: a table would be copied from the host, which a CUDA graph cannot record.
+    exponent, mantissa = (codes >> 1) & 3, codes & 1
+    values = torch.where(exponent == 0, 2 * mantissa, (2 + mantissa) << exponent).to(torch.float32) * 0.25
     return torch.where((codes & 8) != 0, -values, values)
 
 
