@@ -1,18 +1,12 @@
-"""The documentation of quantization: its table of formats is the package's, its examples run."""
+"""The documentation of quantization: its table of formats is the package's."""
 
 from __future__ import annotations
 
-import doctest
-import importlib
 from pathlib import Path
-
-import pytest
 
 from hadacore.formats import FORMATS, Format
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["prologues", "quantization.functional", "quantization.linear", "quantization.paged_cache", "quantization.plan",
-           "quantization.query_key", "quantization.result"]  # fmt: skip
 
 
 def _row(format: Format) -> str:
@@ -31,14 +25,3 @@ def test_the_table_of_formats() -> None:
     assert rows == [_row(format) for format in FORMATS]
     for source in {format.source.split(";")[0] for format in FORMATS if "OCP" in format.source}:
         assert source in " ".join(section.split())
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_examples_of_the_modules(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"hadacore.{name}"))
-    assert result.attempted and not result.failed
-
-
-def test_examples_of_the_readme() -> None:
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert result.attempted and not result.failed

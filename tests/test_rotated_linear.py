@@ -49,6 +49,15 @@ def test_matches_the_fp32_layer(format: str, bias: bool, device: torch.device) -
         assert _error(y, layer(x).detach()) < ERRORS[format]
 
 
+@pytest.mark.parametrize("format", [f.name for f in FORMATS])
+def test_small_weights_lose_nothing(format: str) -> None:
+    layer, x = _layer(torch.device("cpu"), bias=False), torch.randn(40, 256)
+    with torch.no_grad():
+        layer.weight.mul_(1e-4)
+    fast = RotatedLinear.from_linear(layer, format, gemm="dequantize")
+    assert _error(fast(x), layer(x).detach()) < ERRORS[format]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_int_mm_is_the_dequantized_product(dtype: torch.dtype, device: torch.device) -> None:
     layer = _layer(device)
