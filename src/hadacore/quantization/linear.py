@@ -26,25 +26,24 @@ _FILE_VERSION = 1
 _METADATA_KEY = "hadacore.RotatedLinear"
 
 
-def _dequantized_product(x: QuantizedTensor, weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+def _dequantized_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
     return x.dequantize() @ weight.dequantize().t()
 
 
-def _int8_product(x: QuantizedTensor, weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
+def _int8_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
     products = torch._int_mm(x.codes, weight.codes.t())
     return products.float() * x.scales * weight.scales.t()
 
 
-def _scaled_product(x: QuantizedTensor, weight: QuantizedTensor, dtype: torch.dtype) -> Tensor:
-    # Scales per row exist for 16-bit results only.
-    narrow = torch.float16 if dtype == torch.float16 else torch.bfloat16
+def _scaled_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
+    # With a scale per row GPUs give bfloat16 only.
     return torch._scaled_mm(
-        x.codes, weight.codes.t(), scale_a=x.scales, scale_b=weight.scales.t().contiguous(), out_dtype=narrow
+        x.codes, weight.codes.t(), scale_a=x.scales, scale_b=weight.scales.t().contiguous(), out_dtype=torch.bfloat16
     )
 
 
 # Which formats and granularity a GEMM takes; None is all.
-_GEMMS: dict[str, tuple[Callable[[QuantizedTensor, QuantizedTensor, torch.dtype], Tensor], tuple[str, ...] | None]] = {
+_GEMMS: dict[str, tuple[Callable[[QuantizedTensor, QuantizedTensor], Tensor], tuple[str, ...] | None]] = {
     DEQUANTIZE: (_dequantized_product, None),
     INT_MM: (_int8_product, ("int8",)),
     SCALED_MM: (_scaled_product, ("fp8_e4m3",)),
@@ -61,7 +60,7 @@ class RotatedLinear(nn.Module):
         weight: The rotated, quantized weight, ``(out_features, in_features)``.
         gemm: ``"dequantize"``: both factors dequantized to fp32 and multiplied, any format, any device, no faster than an fp32
             layer. ``"int_mm"``: :func:`torch._int_mm`, exact in int32, for INT8; on GPUs it wants more than 16 rows and
-            multiples of 8. ``"scaled_mm"``: :func:`torch._scaled_mm` of FP8 E4M3 with a scale per row, 16-bit results, where
+            multiples of 8. ``"scaled_mm"``: :func:`torch._scaled_mm` of FP8 E4M3 with a scale per row, bfloat16 results, where
             the device has it (GPUs from sm_89; multiples of 16).
         block_size: Of the rotation, as in :func:`hadacore.hadamard_transform`.
         signs: ``(in_features,)`` of +1 and -1, or None.
@@ -74,7 +73,7 @@ class RotatedLinear(nn.Module):
     The activation's NVFP4 global scale is 1, the weight's is made from its largest magnitude.
 
     Numerics: the result differs from the fp32 layer's by the quantization errors of both factors; nothing else but fp32
-    (``"scaled_mm"``: 16-bit) rounding. The result has x's dtype.
+    (``"scaled_mm"``: bfloat16) rounding. The result has x's dtype.
 
     >>> layer = nn.Linear(64, 32)
     >>> fast = RotatedLinear.from_linear(layer, "int8", gemm="int_mm")
@@ -202,7 +201,7 @@ class RotatedLinear(nn.Module):
         leading = quantized.shape[:-1]
         if len(leading) != 1:
             quantized = _flattened(quantized)
-        y = _GEMMS[self.gemm][0](quantized, self.weight, x.dtype)
+        y = _GEMMS[self.gemm][0](quantized, self.weight)
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*leading, self.out_features)
