@@ -242,7 +242,7 @@ def test_grid_is_that_of_the_published_table() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": (3,)}, "not a power of two"),
+        ({"sizes": (3,)}, "no Hadamard matrix of order 3"),
         ({"elements": (0,)}, "element counts must be 1 or more, got 0"),
         ({"dtypes": ("float64",)}, "dtype must be one of float16, bfloat16, float32, got 'float64'"),
         ({"regimes": ("warm",)}, "regime must be one of hot, cold, got 'warm'"),

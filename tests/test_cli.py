@@ -91,7 +91,7 @@ def test_plan_options_all_matter() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["100"], "got size 100, which is not a power of two"),
+        (["102"], "no Hadamard matrix of order 102"),
         (["128", "--block-size", "96"], "96"),
         (["128", "--dtype", "int8"], "expected one of float16, bfloat16, float32, float64, got 'int8'"),
         (["128", "--arch", "sm_70"], "architecture must be one of sm_80"),
@@ -282,7 +282,7 @@ def test_bench_says_when_memory_is_short(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "100"], "got size 100"),
+        (["--sizes", "102"], "no Hadamard matrix of order 102"),
         (["--sizes", "12x"], "expected whole numbers, got '12x'"),
         (["--sizes", ","], "expected a comma-separated list, got nothing"),
         (["--elements", "-5"], "element counts must be 1 or more, got -5"),
@@ -358,7 +358,7 @@ def test_compile_says_when_the_cache_is_not_filled(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sizes", "3"], "got size 3, which is not a power of two"),
+        (["--sizes", "3"], "no Hadamard matrix of order 3"),
         (["--dtypes", "float64"], "dtype must be one of float16, bfloat16, float32, got 'float64'"),
         (["--arch", "sm_70"], "architecture must be one of sm_80"),
         (["--jobs", "0"], "jobs must be 1 or more, got 0"),

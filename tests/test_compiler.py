@@ -33,9 +33,7 @@ SMALL = KernelConfiguration("warp_rows", 0, 7)
 
 
 def _compile(folder: Path, configuration: KernelConfiguration = SMALL) -> tuple[compiler.CompiledKernel, bool]:
-    return compiler.cached_compile(
-        kernel_source(configuration.kernel), constants(configuration), "sm_90a", folder=folder
-    )
+    return compiler.cached_compile(kernel_source(configuration), constants(configuration), "sm_90a", folder=folder)
 
 
 @pytest.fixture
@@ -75,9 +73,9 @@ def test_options_cost_nothing_when_unused() -> None:
     """A kernel without signs and strides is the same machine code whatever those options are elsewhere."""
     plain = constants(SMALL)
     assert dict(plain)["SIGNS"] == "0" and dict(plain)["STRIDED"] == "0"
-    code = compiler.compile_source(kernel_source("warp_rows"), plain, "sm_90a").code
+    code = compiler.compile_source(kernel_source(SMALL), plain, "sm_90a").code
     signed = KernelConfiguration("warp_rows", 0, 7, signs=SIGNS_BEFORE)
-    assert code != compiler.compile_source(kernel_source("warp_rows"), constants(signed), "sm_90a").code
+    assert code != compiler.compile_source(kernel_source(SMALL), constants(signed), "sm_90a").code
 
 
 @pytest.mark.parametrize("architecture", [name for name in CHECKED if BY_NAME[name].has_clusters])
@@ -225,14 +223,14 @@ def test_amd_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_architecture_beyond_the_compiler_gets_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_known_architectures", lambda: (80, 90))
-    newer = compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_120")
+    newer = compiler.compile_source(kernel_source(SMALL), constants(SMALL), "sm_120")
     assert newer.code_type == "ptx" and b".target sm_90" in newer.code
 
 
 def test_architecture_before_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_known_architectures", lambda: (90, 100))
     with pytest.raises(BackendUnavailableError, match="compiles for sm_90 and newer, not for sm_80"):
-        compiler.compile_source(kernel_source("warp_rows"), constants(SMALL), "sm_80")
+        compiler.compile_source(kernel_source(SMALL), constants(SMALL), "sm_80")
 
 
 def test_support_without_a_gpu_gives_a_reason() -> None:

@@ -43,7 +43,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[KernelConfiguration]:
 
     def emulated(
         x: torch.Tensor, out: torch.Tensor, size: int, scale: float, signs: torch.Tensor | None, inverse: bool,
-        strides: RowStrides | None,
+        base: torch.Tensor | None, strides: RowStrides | None,
     ) -> None:  # fmt: skip
         signs_are = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
         rows = x.numel() // size
@@ -72,7 +72,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[KernelConfiguration]:
 def _check(x: torch.Tensor, size: int, signs: torch.Tensor | None, inverse: bool, in_place: bool) -> None:
     before = x.clone()
     out = x if in_place else torch.full(x.shape, math.nan, dtype=x.dtype)
-    cuda.transform(x, out, size, size**-0.5, signs, inverse)
+    cuda.transform(x, out, size, size**-0.5, signs, inverse, None)
     exact = oracle.transform(before, block_size=size, signs=signs, inverse=inverse)
     assert ((out.double() - exact).abs() <= tolerances.element_bound(before, exact, size, size**-0.5, x.dtype)).all()
     assert in_place or torch.equal(x, before)
@@ -133,7 +133,7 @@ def test_unaligned_signs_are_copied(launches: list[KernelConfiguration]) -> None
 
 def test_empty_tensors_launch_nothing(launches: list[KernelConfiguration]) -> None:
     x = torch.empty(0, 128)
-    cuda.transform(x, x, 128, 1.0, None, False)
+    cuda.transform(x, x, 128, 1.0, None, False, None)
     assert not launches
 
 
@@ -218,9 +218,9 @@ def test_repeated_launches_are_prepared_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
     x = torch.randn(3, 128).half()
     for _ in range(3):
-        cuda.transform(x, x, 128, 0.5, None, False)
+        cuda.transform(x, x, 128, 0.5, None, False, None)
     assert prepared == [3]
     assert launched[0] == (stream, "shape", "kernel", x.data_ptr(), x.data_ptr(), 0.5, 3)
     for rows in (1, 2, 3):  # the store of prepared launches stays bounded
-        cuda.transform(x[:rows], x[:rows], 128, 0.5, None, False)
+        cuda.transform(x[:rows], x[:rows], 128, 0.5, None, False, None)
     assert prepared == [3, 1, 2, 3] and len(launch._prepared) <= 2

@@ -42,5 +42,5 @@ def test_messages() -> None:
         plan_quantize(256, "int8", torch.int8)
     with pytest.raises(ValueError, match=r"stochastic rounding is for mxfp4, nvfp4"):
         plan_quantize(256, "int8", stochastic=True)
-    with pytest.raises(ValueError, match=r"not a power of two"):
-        plan_quantize(12, "int8")
+    with pytest.raises(ValueError, match=r"no Hadamard matrix of order 668"):
+        plan_quantize(668, "int8")

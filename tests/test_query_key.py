@@ -207,7 +207,7 @@ ERRORS: list[tuple[type[Exception], str, Any]] = [
         r"rope must come from .*got rms_norm",
         lambda: quantize_query_key(Q, K, rope=prologues.rms_norm(torch.ones(16))),
     ),
-    (ValueError, r"not a power of two", lambda: quantize_query_key(Q[..., :12], K[..., :12])),
+    (ValueError, r"no Hadamard matrix of order 7", lambda: quantize_query_key(Q[..., :7], K[..., :7])),
     (TypeError, r"q_scale must be a float32 tensor, got float", lambda: quantize_query_key(Q, K, q_scale=1.0)),
     (
         ValueError,

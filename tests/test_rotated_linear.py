@@ -49,6 +49,13 @@ def test_matches_the_fp32_layer(format: str, bias: bool, device: torch.device) -
         assert _error(y, layer(x).detach()) < ERRORS[format]
 
 
+def test_a_matrix_that_is_not_symmetric(device: torch.device) -> None:
+    """Order 28, of which forward and transpose differ: weight and activation are rotated alike."""
+    layer, x = nn.Linear(28 * 8, 48, bias=False).to(device), torch.randn(40, 28 * 8, device=device)
+    fast = RotatedLinear.from_linear(layer, "int8", gemm="int_mm")
+    assert _error(fast(x), layer(x).detach()) < ERRORS["int8"]
+
+
 @pytest.mark.parametrize("format", [f.name for f in FORMATS])
 def test_small_weights_lose_nothing(format: str) -> None:
     layer, x = _layer(torch.device("cpu"), bias=False), torch.randn(40, 256)

@@ -22,7 +22,7 @@ LEAVES = {
     "errors": [],
     "elements": [],
     "formats": [],
-    "matrices": ["kernels"],
+    "matrices": [],
     "checks": ["matrices", "elements"],
     "prologues": ["checks"],
 }

@@ -82,12 +82,41 @@ def check_signs(signs: Tensor | None, x: Tensor) -> Tensor | None:
     return signs if signs.dtype == x.dtype else signs.to(x.dtype)
 
 
-def check_base(base: object) -> None:
-    """This release has no other base matrices."""
-    if base is not None:
-        raise ValueError(
-            f"base= (another matrix than Sylvester's, got {type(base).__name__}) comes in a later release; pass base=None"
+def check_base(base: object, x: Tensor, block_size: int | None) -> tuple[Tensor, int]:
+    """The base matrix, and the transform size for rows like ``x``'s."""
+    if not isinstance(base, Tensor):
+        raise TypeError(f"base must be a torch.Tensor of shape (m, m), got {type(base).__name__}")
+    allowed = (x.dtype,) if x.dtype in (torch.float32, torch.float64) else (x.dtype, torch.float32)
+    if base.dtype not in allowed:
+        names = " or ".join(str(dtype) for dtype in allowed)
+        raise TypeError(
+            f"base must be {names} for an x of {x.dtype}, got {base.dtype}; convert it with base.to({allowed[-1]})"
         )
+    if base.dim() != 2 or base.shape[0] != base.shape[1] or base.shape[0] < 1:
+        raise ValueError(f"base must be a square matrix of shape (m, m), got shape {tuple(base.shape)}")
+    if base.device != x.device:
+        raise ValueError(f"base must be on x's device {x.device}, got {base.device}; use base.to(x.device)")
+    order, n = base.shape[0], x.shape[-1]
+    size = n if block_size is None else block_size
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"block_size must be an integer, got {size!r} of type {type(size).__name__}")
+    columns, rest = divmod(size, order)
+    if size < 1 or n % size or rest or columns & (columns - 1):
+        what = f"x's last dimension {n}" if block_size is None else f"block_size {size} of rows of {n}"
+        raise ValueError(
+            f"a base of order {order} goes with sizes {order} * 2^k that divide the last dimension of x, got {what}; use "
+            f"block_size={_largest_multiple(n, order)}"
+            if n % order == 0
+            else f"a base of order {order} goes with sizes {order} * 2^k that divide the last dimension of x, got {what}; pass "
+            "a base whose order divides it"
+        )
+    return base, size
+
+
+def _largest_multiple(n: int, order: int) -> int:
+    """The largest ``order * 2^k`` that divides ``n``, a multiple of ``order``."""
+    columns = n // order
+    return order * (columns & -columns)
 
 
 def _byte_range(tensor: Tensor) -> tuple[int, int]:
@@ -146,3 +175,13 @@ def check_out(x: Tensor, out: Tensor) -> Tensor:
             "out overlaps x without being exactly x; pass out=x for an in-place transform, or a tensor with memory of its own"
         )
     return out
+
+
+def check_base_beside_out(base: Tensor, out: Tensor) -> None:
+    """A base must stay as it is while ``out`` is written, and is not differentiated through ``out=``."""
+    if torch.is_grad_enabled() and base.requires_grad:
+        raise ValueError(
+            "out= and in-place transforms record no gradient, got a base that requires grad; leave out= away"
+        )
+    if not torch.compiler.is_compiling() and not out.is_meta and share_memory(base, out):
+        raise ValueError("out overlaps base; pass a tensor with memory of its own")

@@ -40,18 +40,22 @@ def hadamard_transform(
     inverse: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    r"""Walsh-Hadamard transform of the last dimension.
+    r"""Hadamard transform of the last dimension.
 
-    .. math:: y = \mathrm{scale} \cdot H (\mathrm{signs} \circ x), \qquad H_{ij} = (-1)^{\mathrm{popcount}(i \wedge j)}
+    .. math:: y = \mathrm{scale} \cdot H (\mathrm{signs} \circ x)
 
     and with ``inverse=True`` :math:`y = \mathrm{signs} \circ (\mathrm{scale} \cdot H^T x)`, so that, with the default
-    scale, inverse undoes forward.
+    scale, inverse undoes forward. For a power of two H is Sylvester's matrix,
+    :math:`H_{ij} = (-1)^{\mathrm{popcount}(i \wedge j)}`; another size :math:`m \cdot 2^k` has
+    :math:`H = H_m \otimes H_{2^k}`, which :func:`hadacore.describe` names and :func:`hadacore.hadamard_matrix` returns.
 
     Args:
         x: ``(..., n)``, float16, bfloat16 or float32 (float64 on the CPU), any strides; leading dimensions may be empty.
-        scale: Factor of the result. None is orthonormal, ``size ** -0.5``.
+        scale: Factor of the result. None is ``size ** -0.5``, which is orthonormal where the entries of H are +1 and -1. With
+            an orthonormal ``base`` (entries near ``m ** -0.5``) pass ``(m / size) ** 0.5``.
         block_size: Transform blocks of this many elements separately; divides ``n``. None transforms all ``n``.
-        base: Another base matrix. Comes in a later release.
+        base: An ``(m, m)`` matrix to use as :math:`H_m`, of any values, in x's dtype or float32 (float64 for float64), any
+            strides; the size is :math:`m \cdot 2^k`. It may require a gradient. None is this library's.
         signs: ``(n,)`` of +1 and -1 (only the sign bit is looked at on a GPU), a randomized transform at no cost. In
             another dtype than ``x`` it is converted first.
         inverse: Apply the transpose, and the signs after it.
@@ -62,7 +66,8 @@ def hadamard_transform(
 
     Raises:
         TypeError: Wrong type or dtype of an argument.
-        ValueError: Wrong shape, size or device; ``out`` overlaps ``x``; a gradient through ``out=`` is asked for.
+        ValueError: Wrong shape or device; a size without a known Hadamard matrix (the message names the nearest sizes and the
+            block sizes that have one); ``out`` overlaps ``x``; a gradient through ``out=`` is asked for.
         BackendUnavailableError: The tensor is on a GPU and cuda-core, NVRTC or the driver is missing.
 
     Numerics: 16-bit input is computed in fp32 and rounded once; the error is that of correct rounding (ratio at most
@@ -75,26 +80,27 @@ def hadamard_transform(
     [5.0, -1.0, -2.0, 0.0]
     """
     n = checks.check_input(x)
-    if base is not None:
-        checks.check_base(base)
     # The usual cases of check_block_size, check_scale and ops.new_output stand here without the call: together 0.3 of the
     # 6.4 us that Python takes to the launch, more than the eager call has to spare against torch.neg.
-    size = check_size(n) if block_size is None else checks.check_block_size(n, block_size)
+    if base is not None:
+        base, size = checks.check_base(base, x, block_size)
+    else:
+        size = check_size(n) if block_size is None else checks.check_block_size(n, block_size)
     factor = size**-0.5 if scale is None else checks.check_scale(scale, size)
     if signs is not None:
         signs = checks.check_signs(signs, x)
     if out is not None:
-        return _into(x, size, factor, signs, inverse, out)
+        return _into(x, size, factor, signs, inverse, base, out)
     if not torch.compiler.is_compiling():
-        if _can_skip_dispatcher(x):
+        if _can_skip_dispatcher(x) and not (base is not None and base.requires_grad):
             transform = ops.backend_of(x)
             if transform is not None:
                 result = torch.empty_like(x) if x.is_contiguous() else ops.new_output(x)
-                transform(x, result, size, factor, signs, inverse)
+                transform(x, result, size, factor, signs, inverse, base)
                 return result
         elif _is_differentiated_functionally():
-            return ops.differentiable_transform(x, size, factor, signs, inverse)
-    transformed: Tensor = torch.ops.hadacore.hadamard_transform(x, size, factor, signs, inverse)
+            return ops.differentiable_transform(x, size, factor, signs, inverse, base)
+    transformed: Tensor = torch.ops.hadacore.hadamard_transform(x, size, factor, signs, inverse, base)
     return transformed
 
 
@@ -103,20 +109,24 @@ def _is_differentiated_functionally() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _into(x: Tensor, size: int, factor: float, signs: Tensor | None, inverse: bool, out: Tensor) -> Tensor:
+def _into(
+    x: Tensor, size: int, factor: float, signs: Tensor | None, inverse: bool, base: Tensor | None, out: Tensor
+) -> Tensor:
     target = checks.check_out(x, out)
+    if base is not None:
+        checks.check_base_beside_out(base, out)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise ValueError("out= and in-place transforms record no gradient, got a dual tensor; leave out= away")
     if not torch.compiler.is_compiling() and _can_skip_dispatcher(x) and type(out) in _PLAIN_TENSORS:
         transform = ops.backend_of(x)
         if transform is not None:
-            transform(x, target, size, factor, signs, inverse)
+            transform(x, target, size, factor, signs, inverse, base)
             ops.increment_version(out)
             return out
     if target is x:
-        torch.ops.hadacore.hadamard_transform_(x, size, factor, signs, inverse)
+        torch.ops.hadacore.hadamard_transform_(x, size, factor, signs, inverse, base)
     else:
-        torch.ops.hadacore.hadamard_transform_out(x, size, factor, signs, inverse, out)
+        torch.ops.hadacore.hadamard_transform_out(x, size, factor, signs, inverse, base, out)
     return out
 
 

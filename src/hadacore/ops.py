@@ -1,7 +1,7 @@
 """The registered PyTorch operators: schemas, shapes, gradients and batching. Backends do the work.
 
-``hadacore::hadamard_transform(Tensor x, int size, float scale, Tensor? signs, bool inverse) -> Tensor``, and the same
-with ``_out`` and in place. Arguments are checked by :mod:`hadacore.functional`; here they are taken as they come.
+``hadacore::hadamard_transform(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base) -> Tensor``, and the
+same with ``_out`` and in place. Arguments are checked by :mod:`hadacore.functional`; here they are taken as they come.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from torch import Tensor
 
 from hadacore.backends import cpu, cuda
 
-Transform = Callable[[Tensor, Tensor, int, float, Tensor | None, bool], None]
+Transform = Callable[[Tensor, Tensor, int, float, Tensor | None, bool, Tensor | None], None]
 
 LIBRARY = torch.library.Library("hadacore", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
+_OPTIONS = "int size, float scale, Tensor? signs=None, bool inverse=False, Tensor? base=None"
+LIBRARY.define(f"hadamard_transform(Tensor x, {_OPTIONS}) -> Tensor", tags=_TAGS)
+LIBRARY.define(f"hadamard_transform_(Tensor(a!) x, {_OPTIONS}) -> ()", tags=_TAGS)
 LIBRARY.define(
-    "hadamard_transform(Tensor x, int size, float scale, Tensor? signs=None, bool inverse=False) -> Tensor", tags=_TAGS
-)
-LIBRARY.define(
-    "hadamard_transform_(Tensor(a!) x, int size, float scale, Tensor? signs=None, bool inverse=False) -> ()", tags=_TAGS
-)
-LIBRARY.define(
-    "hadamard_transform_out(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor(a!) out) -> ()",
+    "hadamard_transform_out(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base, Tensor(a!) out) "
+    "-> ()",
     tags=_TAGS,
 )
 
@@ -51,22 +49,38 @@ def increment_version(tensor: Tensor) -> None:
 
 def _register(dispatch_key: str, transform: Transform) -> None:
     def hadamard_transform(
-        x: Tensor, size: int, scale: float, signs: Tensor | None = None, inverse: bool = False
+        x: Tensor,
+        size: int,
+        scale: float,
+        signs: Tensor | None = None,
+        inverse: bool = False,
+        base: Tensor | None = None,
     ) -> Tensor:
         out = new_output(x)
-        transform(x, out, size, scale, signs, inverse)
+        transform(x, out, size, scale, signs, inverse, base)
         return out
 
     def hadamard_transform_(
-        x: Tensor, size: int, scale: float, signs: Tensor | None = None, inverse: bool = False
+        x: Tensor,
+        size: int,
+        scale: float,
+        signs: Tensor | None = None,
+        inverse: bool = False,
+        base: Tensor | None = None,
     ) -> None:
-        transform(x, x, size, scale, signs, inverse)
+        transform(x, x, size, scale, signs, inverse, base)
         increment_version(x)
 
     def hadamard_transform_out(
-        x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, out: Tensor
+        x: Tensor,
+        size: int,
+        scale: float,
+        signs: Tensor | None,
+        inverse: bool,
+        base: Tensor | None,
+        out: Tensor,
     ) -> None:
-        transform(x, out, size, scale, signs, inverse)
+        transform(x, out, size, scale, signs, inverse, base)
         increment_version(out)
 
     LIBRARY.impl("hadamard_transform", hadamard_transform, dispatch_key)
@@ -79,115 +93,214 @@ for _device_type, _transform in BACKENDS.items():
 
 
 @torch.library.register_fake("hadacore::hadamard_transform", lib=LIBRARY)
-def _fake(x: Tensor, size: int, scale: float, signs: Tensor | None = None, inverse: bool = False) -> Tensor:
+def _fake(
+    x: Tensor,
+    size: int,
+    scale: float,
+    signs: Tensor | None = None,
+    inverse: bool = False,
+    base: Tensor | None = None,
+) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("hadacore::hadamard_transform_", lib=LIBRARY)
-def _fake_in_place(x: Tensor, size: int, scale: float, signs: Tensor | None = None, inverse: bool = False) -> None:
+def _fake_in_place(
+    x: Tensor,
+    size: int,
+    scale: float,
+    signs: Tensor | None = None,
+    inverse: bool = False,
+    base: Tensor | None = None,
+) -> None:
     return None
 
 
 @torch.library.register_fake("hadacore::hadamard_transform_out", lib=LIBRARY)
-def _fake_out(x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, out: Tensor) -> None:
-    return None
-
-
-class DifferentiableTransform(torch.autograd.Function):
-    """The transform for ``torch.func`` and forward mode, which a registered operator's gradient formula does not serve.
-
-    y = scale H D x is linear, so its tangent is the transform of the tangent, and its gradient scale D H^T dy is the
-    same transform with ``inverse`` flipped. Written in terms of itself, it can be differentiated any number of times.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> Tensor:
-        """The registered operator."""
-        result: Tensor = torch.ops.hadacore.hadamard_transform(x, size, scale, signs, inverse)
-        return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the options and the signs, not ``x``: a linear map does not need it."""
-        _, ctx.size, ctx.scale, signs, ctx.inverse = inputs
-        ctx.save_for_backward(signs)
-        ctx.save_for_forward(signs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None, None, None]:
-        """The transpose of the forward transform."""
-        (signs,) = ctx.saved_tensors
-        return (
-            differentiable_transform(gradients[0], ctx.size, ctx.scale, signs, not ctx.inverse),
-            None,
-            None,
-            None,
-            None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """The forward transform."""
-        (signs,) = ctx.saved_tensors
-        return differentiable_transform(tangents[0], ctx.size, ctx.scale, signs, ctx.inverse)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool
-    ) -> tuple[Tensor, int]:
-        """A batch is more rows."""
-        return _batched(
-            differentiable_transform, info.batch_size, in_dims[0], in_dims[3], x, size, scale, signs, inverse
-        )
-
-
-def differentiable_transform(x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> Tensor:
-    """:class:`DifferentiableTransform` as a function."""
-    result: Tensor = DifferentiableTransform.apply(x, size, scale, signs, inverse)  # type: ignore[no-untyped-call]
-    return result
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-    (signs,) = ctx.saved_tensors
-    operator = torch.ops.hadacore.hadamard_transform
-    return operator(gradient, ctx.size, ctx.scale, signs, not ctx.inverse), None, None, None, None
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.size, ctx.scale, signs, ctx.inverse = inputs
-    ctx.save_for_backward(signs)
-
-
-torch.library.register_autograd("hadacore::hadamard_transform", _backward, setup_context=_setup_context, lib=LIBRARY)
-
-
-def _batched(
-    transform: Callable[[Tensor, int, float, Tensor | None, bool], Tensor],
-    batch_size: int,
-    x_dim: int | None,
-    signs_dim: int | None,
+def _fake_out(
     x: Tensor,
     size: int,
     scale: float,
     signs: Tensor | None,
     inverse: bool,
+    base: Tensor | None,
+    out: Tensor,
+) -> None:
+    return None
+
+
+# ---- gradients --------------------------------------------------------------------------------------------
+
+LinearTransform = Callable[[Tensor, int, float, Tensor | None, bool, Tensor | None], Tensor]
+
+
+def _gradient_of_base(
+    transform: LinearTransform,
+    x: Tensor,
+    gradient: Tensor,
+    size: int,
+    scale: float,
+    signs: Tensor | None,
+    inverse: bool,
+    base: Tensor,
+) -> Tensor:
+    """The gradient of a caller's base matrix B.
+
+    Forward, ``y = scale (B x S)(signs x)`` with S = Sylvester(2^k): ``dB_il = scale sum_j (S dy)_ij (signs x)_lj`` over all rows.
+    Inverse, ``y = signs scale (B^T x S) x``: the same with what flows in and what flows out exchanged.
+    """
+    order = base.shape[0]
+    columns = size // order
+    if signs is not None:
+        gradient, x = (gradient * signs, x) if inverse else (gradient, x * signs)
+    gradient = transform(gradient, columns, scale, None, False, None)
+    left, right = (x, gradient) if inverse else (gradient, x)
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    left, right = (t.reshape(-1, order, columns).to(work).transpose(0, 1).reshape(order, -1) for t in (left, right))
+    return (left @ right.T).to(base.dtype)
+
+
+class DifferentiableTransform(torch.autograd.Function):
+    """The transform for ``torch.func`` and forward mode, which a registered operator's gradient formula does not serve.
+
+    y = scale (B x S) D x is linear in x and in B, so tangents are transforms, and the gradient of x, scale D (B x S)^T dy,
+    is the same transform with ``inverse`` flipped. Written in terms of itself, it can be differentiated any number of times.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None) -> Tensor:
+        """The registered operator."""
+        result: Tensor = torch.ops.hadacore.hadamard_transform(x, size, scale, signs, inverse, base)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the options, the signs and the base; ``x`` only if the base wants its gradient or tangent."""
+        x, ctx.size, ctx.scale, signs, ctx.inverse, base = inputs
+        kept = (signs, base, None if base is None else x)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None, None, None, Any]:
+        """The transpose of the forward transform."""
+        signs, base, x = ctx.saved_tensors
+        gradient = gradients[0]
+        of_x = differentiable_transform(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base)
+        of_base = None
+        if base is not None and ctx.needs_input_grad[5]:
+            options = (ctx.size, ctx.scale, signs, ctx.inverse, base)
+            of_base = _gradient_of_base(differentiable_transform, x, gradient, *options)
+        return of_x, None, None, None, None, of_base
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """The forward transform of the tangents of x and of the base."""
+        signs, base, x = ctx.saved_tensors
+        parts = []
+        if tangents[0] is not None:
+            parts.append(differentiable_transform(tangents[0], ctx.size, ctx.scale, signs, ctx.inverse, base))
+        if base is not None and tangents[5] is not None:
+            parts.append(differentiable_transform(x, ctx.size, ctx.scale, signs, ctx.inverse, tangents[5]))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        x: Tensor,
+        size: int,
+        scale: float,
+        signs: Tensor | None,
+        inverse: bool,
+        base: Tensor | None,
+    ) -> tuple[Tensor, int]:
+        """A batch is more rows."""
+        dims = (in_dims[0], in_dims[3], in_dims[5])
+        return _batched(differentiable_transform, info.batch_size, dims, x, size, scale, signs, inverse, base)
+
+
+def differentiable_transform(
+    x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+) -> Tensor:
+    """:class:`DifferentiableTransform` as a function."""
+    result: Tensor = DifferentiableTransform.apply(x, size, scale, signs, inverse, base)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor | None]:
+    signs, base, x = ctx.saved_tensors
+    operator = torch.ops.hadacore.hadamard_transform
+    of_x = of_base = None
+    if ctx.needs_input_grad[0]:
+        of_x = operator(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base)
+    if base is not None and ctx.needs_input_grad[5]:
+        of_base = _gradient_of_base(operator, x, gradient, ctx.size, ctx.scale, signs, ctx.inverse, base)
+    return of_x, None, None, None, None, of_base
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.size, ctx.scale, signs, ctx.inverse, base = inputs
+    wants_base = base is not None and ctx.needs_input_grad[5]
+    ctx.save_for_backward(signs, base, x if wants_base else None)
+
+
+torch.library.register_autograd("hadacore::hadamard_transform", _backward, setup_context=_setup_context, lib=LIBRARY)
+
+
+# ---- batching ---------------------------------------------------------------------------------------------
+
+
+def _batched(
+    transform: LinearTransform,
+    batch_size: int,
+    dims: tuple[int | None, int | None, int | None],
+    x: Tensor,
+    size: int,
+    scale: float,
+    signs: Tensor | None,
+    inverse: bool,
+    base: Tensor | None,
 ) -> tuple[Tensor, int]:
-    """``transform`` of a batch of x, of signs, or of both; the result's batch dimension is the first."""
+    """``transform`` of a batch of x, of signs, of bases, or of several; the result's batch dimension is the first.
+
+    ``dims`` are the batch dimensions of x, signs and base.
+    """
+    x_dim, signs_dim, base_dim = dims
+    if base is not None and base_dim is not None:
+        # The kernels take one base a call; a caller with a base for each sample pays a call for each.
+        samples = [
+            transform(
+                x if x_dim is None else x.select(x_dim, i),
+                size,
+                scale,
+                signs if signs is None or signs_dim is None else signs.select(signs_dim, i),
+                inverse,
+                base.select(base_dim, i),
+            )
+            for i in range(batch_size)
+        ]
+        return torch.stack(samples), 0
     if x_dim is not None:
         x = x.movedim(x_dim, 0)
     if signs is None or signs_dim is None:
-        return transform(x, size, scale, signs, inverse), 0
+        return transform(x, size, scale, signs, inverse, base), 0
     # A sign vector for each sample: multiply outside the kernel, which takes one for all rows.
     if x_dim is None:
         x = x.expand(batch_size, *x.shape)
     signs = signs.movedim(signs_dim, 0)
     signs = signs.view(signs.shape[0], *([1] * (x.dim() - 2)), signs.shape[-1])
     if inverse:
-        return transform(x, size, scale, None, True) * signs, 0
-    return transform(x * signs, size, scale, None, False), 0
+        return transform(x, size, scale, None, True, base) * signs, 0
+    return transform(x * signs, size, scale, None, False, base), 0
 
 
 # PyTorch leaves trailing arguments out where they equal their default, also in `in_dims`.
+def _batch_dimensions(in_dims: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    padded = (*in_dims, *[None] * (6 - len(in_dims)))
+    return padded[0], padded[3], padded[5]
+
+
 @torch.library.register_vmap("hadacore::hadamard_transform", lib=LIBRARY)
 def _vmap(
     info: Any,
@@ -197,10 +310,10 @@ def _vmap(
     scale: float,
     signs: Tensor | None = None,
     inverse: bool = False,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    signs_dim = in_dims[3] if len(in_dims) > 3 else None
     operator = torch.ops.hadacore.hadamard_transform
-    return _batched(operator, info.batch_size, in_dims[0], signs_dim, x, size, scale, signs, inverse)
+    return _batched(operator, info.batch_size, _batch_dimensions(in_dims), x, size, scale, signs, inverse, base)
 
 
 @torch.library.register_vmap("hadacore::hadamard_transform_", lib=LIBRARY)
@@ -212,11 +325,12 @@ def _vmap_in_place(
     scale: float,
     signs: Tensor | None = None,
     inverse: bool = False,
+    base: Tensor | None = None,
 ) -> tuple[None, None]:
-    x_dim, signs_dim = in_dims[0], in_dims[3] if len(in_dims) > 3 else None
-    if x_dim is None or signs_dim is not None:
+    x_dim, signs_dim, base_dim = _batch_dimensions(in_dims)
+    if x_dim is None or signs_dim is not None or base_dim is not None:
         raise ValueError(
-            "vmap of an in-place hadamard_transform needs a batched x and one signs vector; use it out of place"
+            "vmap of an in-place hadamard_transform needs a batched x, one signs vector and one base; use it out of place"
         )
-    torch.ops.hadacore.hadamard_transform_(x.movedim(x_dim, 0), size, scale, signs, inverse)
+    torch.ops.hadacore.hadamard_transform_(x.movedim(x_dim, 0), size, scale, signs, inverse, base)
     return None, None

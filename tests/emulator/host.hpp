@@ -48,6 +48,8 @@ struct Arguments {
   const char* signs;
   i64 sign_rows;
   i64 inner_rows, x_outer, x_inner, y_outer, y_inner;
+  const char* base;
+  i64 base_row_stride, base_column_stride;
 };
 
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
@@ -77,6 +79,7 @@ void wait_for_previous_grid();
 u32 cluster_rank();
 u32 map_shared(u32 address, u32 rank, const char* instruction);
 float exchange_lanes(float v, u32 mask, const char* instruction);
+void load_matrix(void* value, u32 address, int bytes, const char* instruction);
 void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Format format, const char* instruction);
 u32 half_bits(float v);
 u32 bfloat16_bits(float v);
@@ -143,6 +146,10 @@ __device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
 
 __device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, float c, float d) {
   const float4 v = {a, b, c, d};
+  emulator::store_shared(address, &v, 16, __func__);
+}
+
+__device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
   emulator::store_shared(address, &v, 16, __func__);
 }
 
@@ -254,6 +261,13 @@ __device__ __forceinline__ u32 mov_b32_f32(float v) {
   return bits;
 }
 
+__device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
+  const u64 bytes = (u64)second << 32 | first;
+  u32 result = 0;
+  for (int i = 0; i < 4; ++i) result |= (u32)(bytes >> (8 * ((selector >> (4 * i)) & 7)) & 0xff) << (8 * i);
+  return result;
+}
+
 // ---- warp-wide ------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
@@ -271,3 +285,42 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
   const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
   emulator::multiply(d, a, b, c, emulator::Format::BFLOAT16, __func__);
 }
+
+__device__ __forceinline__ void order_after(float&) {}
+__device__ __forceinline__ void order_after(u32&) {}
+
+#if WGMMA
+// A warp at a time: its 16 rows need nothing of the other three's. B is read at once, where the GPU may do so until the
+// group has ended.
+__device__ __forceinline__ void multiply_group(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add,
+                                               emulator::Format format, const char* instruction) {
+  const u32 a[4] = {a0, a1, a2, a3}, lane = threadIdx.x % 32, start = (u32)(b & 0x3fff) << 4;
+  const u32 eight_rows = (u32)(b >> 32 & 0x3fff) << 4;
+  for (u32 n = 0; n < 8; ++n) {
+    u32 fragment[2] = {0, 0};
+    for (u32 i = 0; i < 4; ++i) {  // K = 2t, 2t + 1, 2t + 8, 2t + 9; 64 elements, 128 bytes, a row
+      const u32 k = 2 * (lane % 4) + i % 2 + 8 * (i / 2);
+      const u32 linear = start + k / 8 * eight_rows + k % 8 * 128 + 16 * n + 2 * (lane / 4);
+      u16 element;
+      emulator::load_matrix(&element, linear ^ (linear >> 3 & 0x70), 2, instruction);
+      fragment[i / 2] |= (u32)element << (16 * (i % 2));
+    }
+    const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+    emulator::multiply(d[n], a, fragment, add ? d[n] : zero, format, instruction);
+  }
+}
+
+__device__ __forceinline__ void wgmma_m64n64k16_f32_f16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+  multiply_group(d, a0, a1, a2, a3, b, add, emulator::Format::FLOAT16, __func__);
+}
+
+__device__ __forceinline__ void wgmma_m64n64k16_f32_bf16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+  multiply_group(d, a0, a1, a2, a3, b, add, emulator::Format::BFLOAT16, __func__);
+}
+
+__device__ __forceinline__ void wgmma_fence() {}
+__device__ __forceinline__ void wgmma_commit_group() {}
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait_group() {}
+__device__ __forceinline__ void fence_proxy_async() {}
+#endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,12 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 #if STRIDED
   , a.inner_rows, a.x_outer, a.x_inner, a.y_outer, a.y_inner
 #endif
+#if defined(BASE) && BASE != 0
+  , a.base, a.base_row_stride, a.base_column_stride
+#endif
 );"""
+# Constants of the program may be read as well.
+_PROGRAM_CONSTANTS = "base_signs"
 _COPY_ENTRY = "copy_vectors(a.x, a.y, a.rows);"
 _COPY_THREADS = 256
 
@@ -60,6 +66,8 @@ class _Arguments(ctypes.Structure):
         ("signs", ctypes.c_void_p),
         ("sign_rows", ctypes.c_int64),
         ("strides", ctypes.c_int64 * 5),
+        ("base", ctypes.c_void_p),
+        ("base_strides", ctypes.c_int64 * 2),
     )
 
 
@@ -84,7 +92,7 @@ class _Launch(ctypes.Structure):
         ("buffer_count", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("programmatic", ctypes.c_int64),
-        ("buffers", _Buffer * 3),
+        ("buffers", _Buffer * 5),
         ("written_bytes", ctypes.c_int64),
         ("extra_wavefronts", ctypes.c_int64),
         ("error_count", ctypes.c_int64),
@@ -106,7 +114,7 @@ def _extent(array: Array) -> tuple[int, int]:
     return array.ctypes.data, array.ctypes.data + array.nbytes
 
 
-def _buffers(x: Array, y: Array, signs: Array | None) -> list[_Buffer]:
+def _buffers(x: Array, y: Array, **read: Array | None) -> list[_Buffer]:
     (x_begin, x_end), (y_begin, y_end) = _extent(x), _extent(y)
     if (x_begin, x_end) == (y_begin, y_end):
         found = [_Buffer(b"x = y", x_begin, x_end, 1, 1)]
@@ -114,8 +122,7 @@ def _buffers(x: Array, y: Array, signs: Array | None) -> list[_Buffer]:
         raise ValueError("x and y overlap but are not the same")
     else:
         found = [_Buffer(b"x", x_begin, x_end, 1, 0), _Buffer(b"y", y_begin, y_end, 0, 1)]
-    if signs is not None:
-        found.append(_Buffer(b"signs", *_extent(signs), 1, 0))
+    found += [_Buffer(name.encode(), *_extent(array), 1, 0) for name, array in read.items() if array is not None]
     return found
 
 
@@ -128,14 +135,20 @@ class Program:
     ) -> None:  # fmt: skip
         library = load_kernel(build_kernel(text, entry, constants))
         self._entry = ctypes.cast(library.emulated_entry, ctypes.c_void_p).value
+        found = re.search(rf"{_PROGRAM_CONSTANTS}\[(\d+)\]", text)
+        self._constants = None
+        if found is not None:
+            table = (ctypes.c_uint32 * int(found.group(1))).in_dll(library, _PROGRAM_CONSTANTS)
+            self._constants = np.frombuffer(table, dtype=np.uint32)
         self._threads, self._shared_bytes, self._cluster = threads, shared_bytes, cluster
         self._programmatic = programmatic
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
-        strides: Strides = _CONTIGUOUS_ROWS, grid: int = 1, seed: int = 0,
+        strides: Strides = _CONTIGUOUS_ROWS, base: Array | None = None, base_strides: tuple[int, int] = (0, 0),
+        grid: int = 1, seed: int = 0,
     ) -> Report:  # fmt: skip
-        """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y`` and ``signs``.
+        """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y``, ``signs`` and ``base``.
 
         Args:
             x: Input.
@@ -145,6 +158,8 @@ class Program:
             signs: Signs of a randomized transform.
             sign_rows: Rows of signs.
             strides: Two-level strides of the rows.
+            base: Base matrix, with the strides of its rows and columns in ``base_strides``.
+            base_strides: Likewise.
             grid: Clusters; blocks, where the cluster is one block.
             seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
                 shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
@@ -152,11 +167,12 @@ class Program:
         Raises:
             EmulationError: The kernel did something that a GPU would not forgive.
         """
-        buffers = _buffers(x, y, signs)
+        buffers = _buffers(x, y, signs=signs, base=base, constants=self._constants)
         signs_address = None if signs is None else _extent(signs)[0]
         arguments = _Arguments(
-            _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides)
-        )
+            _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides),
+            None if base is None else _extent(base)[0], (ctypes.c_int64 * 2)(*base_strides),
+        )  # fmt: skip
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
@@ -177,7 +193,7 @@ class EmulatedKernel(Program):
         c = configuration
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)))
         super().__init__(
-            kernel_source(c.kernel, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
+            kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
             cluster=c.cluster, programmatic=c.programmatic,
         )  # fmt: skip
         self.configuration = c

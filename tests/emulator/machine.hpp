@@ -34,7 +34,7 @@ struct Launch {
   u32 shared_bytes, buffer_count;
   u64 seed;
   i64 programmatic;  // started before the previous grid has ended
-  Buffer buffers[3];
+  Buffer buffers[5];
   i64 written_bytes, extra_wavefronts, error_count;
   char errors[4096];
 };

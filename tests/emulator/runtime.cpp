@@ -223,6 +223,15 @@ void load_shared(void* value, u32 address, int bytes, const char* instruction) {
   std::memcpy(value, &place.block->shared[place.offset], bytes);
 }
 
+// As load_shared, for an instruction that reads a matrix as a whole: which banks a thread's part is in says nothing.
+void load_matrix(void* value, u32 address, int bytes, const char* instruction) {
+  SharedPlace place;
+  std::memset(value, kPoison, bytes);
+  if (!find_shared(place, address, bytes, instruction)) return;
+  check_shared(place, bytes, false, instruction);
+  std::memcpy(value, &place.block->shared[place.offset], bytes);
+}
+
 void store_shared(u32 address, const void* value, int bytes, const char* instruction) {
   SharedPlace place;
   if (!find_shared(place, address, bytes, instruction)) return;

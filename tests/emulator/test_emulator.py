@@ -141,7 +141,7 @@ def _run_text(configuration: KernelConfiguration, text: str, *, cuda_arch: int =
 def test_kernel_with_a_part_missing_is_reported(taken_out: str) -> None:
     call, wanted, cuda_arch, message = MUTATIONS[taken_out]
     configuration = _configuration(14, **wanted)
-    text, count = re.subn(call, ";", kernel_source(configuration.kernel, ptx=False))
+    text, count = re.subn(call, ";", kernel_source(configuration, ptx=False))
     assert count > 0
     for seed in range(3):
         with pytest.raises(EmulationError, match=message):
@@ -165,7 +165,7 @@ def test_bank_conflicts_are_counted() -> None:
 @needs_compiler
 def test_exchange_without_its_permutation_conflicts() -> None:
     configuration = _configuration(13, warps=8)  # a thread reads one quad of each part: odd and even ones mix
-    text = kernel_source(configuration.kernel, ptx=False)
+    text = kernel_source(configuration, ptx=False)
     assert _run_text(configuration, text).extra_wavefronts == 0
     permuted = "lane ^ (4 * odd)"
     assert permuted in text

@@ -3,8 +3,9 @@
 Every backend module has two functions:
 
 - ``support(device) -> Support``: whether it can run there, and the reason when it cannot;
-- ``transform(x, out, size, scale, signs, inverse) -> None``: writes the transform of ``x`` to ``out``, which is ``x``
-  itself or does not overlap it. Arguments are already checked.
+- ``transform(x, out, size, scale, signs, inverse, base) -> None``: writes the transform of ``x`` to ``out``, which is ``x``
+  itself or does not overlap it; ``base`` is the caller's base matrix, or None for this library's. Arguments are already
+  checked.
 """
 
 from __future__ import annotations

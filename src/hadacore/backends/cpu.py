@@ -1,4 +1,4 @@
-"""The CPU backend: butterflies in PyTorch operations.
+"""The CPU backend: butterflies in PyTorch operations, after a matrix product where a size is no power of two.
 
 16-bit input is transformed in fp32 and rounded once; float32 and float64 in their own type. Each index bit is one
 butterfly ``(a, b) -> (a + b, a - b)``, the same arithmetic as on the GPU.
@@ -6,10 +6,14 @@ butterfly ``(a, b) -> (a + b, a - b)``, the same arithmetic as on the GPU.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from hadacore.backends import Support
+from hadacore.matrices import factor
+from hadacore.matrices.orders import base_matrix
 
 # Elements transformed at a time: two fp32 buffers of this many stay in the caches.
 _CHUNK_ELEMENTS = 1 << 18
@@ -55,17 +59,50 @@ def _butterflies(values: Tensor, size: int) -> Tensor:
     return values
 
 
+@functools.lru_cache(maxsize=64)
+def _known_base(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(base_matrix(factor(size)), dtype=dtype)
+
+
+def _base_of(size: int, base: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The base matrix in the dtype of the work, None where there is nothing to multiply with."""
+    if base is not None:
+        return base.to(dtype)
+    return _known_base(size, dtype) if size & (size - 1) else None
+
+
+def _base_product(values: Tensor, matrix: Tensor, columns: int) -> Tensor:
+    """``matrix`` times each consecutive (order, columns) block, column of the matrix by column of it.
+
+    Not one matrix product: how a BLAS orders its sums depends on how many columns there are, and a row's result must not.
+    Product and sum round separately, so that vectors and their remainders round alike.
+    """
+    order = matrix.shape[0]
+    rows = values.view(-1, order, columns).transpose(0, 1).reshape(order, -1)
+    result, term = torch.zeros_like(rows), torch.empty_like(rows)
+    for i in range(order):
+        torch.mul(rows[i], matrix[:, i, None], out=term)
+        result += term
+    return result.view(order, -1, columns).transpose(0, 1).reshape(-1)
+
+
 def _check_signs(signs: Tensor) -> None:
     if not bool((signs.abs() == 1).all()):
         wrong = signs[signs.abs() != 1][0].item()
         raise ValueError(f"signs must hold only +1 and -1, got {wrong}; pass torch.sign(...) of a tensor without zeros")
 
 
-def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
+def transform(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+) -> None:
     """Write ``scale * H @ (signs * x)`` (with ``inverse``: ``signs * scale * H.T @ x``) by blocks of ``size`` to ``out``."""
     if x.numel() == 0:
         return
     work_dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    matrix = _base_of(size, base, work_dtype)
+    columns = size if matrix is None else size // matrix.shape[0]
+    if matrix is not None and inverse:
+        matrix = matrix.T
     blocks = x.shape[-1] // size
     if signs is not None:
         _check_signs(signs)
@@ -78,7 +115,10 @@ def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | N
         values = part.to(work_dtype, copy=True, memory_format=torch.contiguous_format)
         if signs is not None and not inverse:
             values *= signs
-        values = _butterflies(values.view(-1), size).view(part.shape)
+        values = values.view(-1)
+        if matrix is not None:
+            values = _base_product(values, matrix, columns)
+        values = _butterflies(values, columns).view(part.shape)
         values *= scale
         if signs is not None and inverse:
             values *= signs

@@ -105,7 +105,7 @@ def kernels_for(
 def compile_one(kernel: Kernel, folder: Path, check: bool = False) -> Compiled:
     """Compile one kernel into ``folder``, unless it is there. With ``check``, have the assembler report on it."""
     c = kernel.configuration
-    source, macros = kernel_source(c.kernel), constants(c)
+    source, macros = kernel_source(c), constants(c)
     log = StringIO() if check else None
     try:
         compiled, from_cache = cached_compile(source, macros, kernel.architecture, folder=folder, log=log)

@@ -1,7 +1,7 @@
 """Assembles the CUDA text of a kernel and the ``-D`` constants that specialise it.
 
-The text includes no headers and is the same for every configuration of a kernel, so compilation is fast and the
-program cache can tell configurations apart by their constants alone.
+The text includes no headers, so compilation is fast. It is the same for every configuration of a kernel, but for the base
+matrix that a size ``m * 2^k`` brings along; constants tell configurations apart.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
+from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
+from hadacore.kernels.base_signs import base_signs_text, dense_base
 from hadacore.kernels.configurations import KernelConfiguration
+
+Configuration = KernelConfiguration | BaseConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -26,6 +30,7 @@ _PARTS: tuple[tuple[str, str], ...] = (
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": ("warp_rows.cu",),
     "exchange_rows": ("staging.cuh", "exchange.cuh", "exchange_rows.cu"),
+    "base_rows": ("base.cuh", "panel.cuh", "base_rows.cu"),
 }
 
 
@@ -33,13 +38,22 @@ def _read(package: str, name: str) -> str:
     return f'#line 1 "{name}"\n' + resources.files(package).joinpath(name).read_text(encoding="utf-8")
 
 
-@functools.cache
-def kernel_source(kernel: str, *, ptx: bool = True) -> str:
-    """The CUDA text of ``"warp_rows"`` or ``"exchange_rows"``.
+def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
+    """The CUDA text of a configuration's kernel.
 
     ``ptx=False`` leaves ``ptx.cuh`` out, for a caller that supplies those functions itself.
     """
+    base = None
+    if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
+        base = (configuration.size, configuration.log2_merge, configuration.transposed)
+    return _text(configuration.kernel, base, ptx)
+
+
+@functools.lru_cache(maxsize=64)
+def _text(kernel: str, base: tuple[int, int, bool] | None, ptx: bool) -> str:
     parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
+    if base is not None:
+        parts.append(base_signs_text(dense_base(*base)))
     parts += [_read("hadacore.kernels.cuda", name) for name in _KERNEL_PARTS[kernel]]
     return "\n".join(parts)
 
@@ -50,9 +64,11 @@ def copy_source() -> str:
     return "\n".join(_read("hadacore.kernels.cuda", name) for name in ("ptx.cuh", "copy.cu"))
 
 
-def constants(configuration: KernelConfiguration) -> tuple[tuple[str, str], ...]:
+def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     """The ``-D`` constants of a configuration."""
     c = configuration
+    if isinstance(c, BaseConfiguration):
+        return tuple((name, str(value)) for name, value in c.constants().items())
     values = {
         "ELEMENT": c.element_code,
         "LOG2_SIZE": c.log2_size,

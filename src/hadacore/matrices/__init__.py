@@ -9,40 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hadacore.kernels.configurations import MAXIMUM_LOG2_SIZE
-from hadacore.matrices.orders import VERSION, Factorization, base_matrix, factor, find, known_orders
+from hadacore.matrices.orders import VERSION, Factorization, base_matrix, factor, known_orders
 
 __all__ = ["Factorization", "MAXIMUM_SIZE", "check_size", "describe", "factor", "hadamard_matrix", "known_orders"]
 
-MAXIMUM_SIZE = 1 << MAXIMUM_LOG2_SIZE
+#: The largest power of two that is transformed.
+MAXIMUM_SIZE = 1 << 15
 
 _LARGEST_DENSE = 1 << 15  # a float32 matrix of this order takes 4 GiB
 
 
 def check_size(size: int) -> int:
-    """Return ``size`` if this release has a transform of that size.
+    """Return ``size`` if there is a transform of that size.
 
     Raises:
         TypeError: ``size`` is not an integer.
-        ValueError: ``size`` is not a power of two from 1 to 32768.
+        ValueError: No Hadamard matrix of that order is known here, or the size is too large.
     """
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"a transform size must be an integer, got {size!r} of type {type(size).__name__}")
+    if size & (size - 1) and size > 0:
+        return factor(size).n
     if size < 1:
-        raise ValueError(f"a transform size must be a power of two from 1 to {MAXIMUM_SIZE}, got {size}")
-    if size & (size - 1):
-        block = min(size & -size, MAXIMUM_SIZE)
-        found = find(size)
-        other = f"Its matrix is known, {found}, but its transform comes" if found else "Other orders come"
-        raise ValueError(
-            f"got size {size}, which is not a power of two. {other} in a later release; this one has "
-            f"1, 2, 4, ... {MAXIMUM_SIZE}. Use a block-diagonal transform, block_size={block} (the largest power of two that "
-            f"divides {size}), or pad the dimension yourself."
-        )
+        raise ValueError(f"a transform size must be 1 or more, got {size}")
     if size > MAXIMUM_SIZE:
         raise ValueError(
-            f"got size {size}; this release transforms powers of two up to {MAXIMUM_SIZE}, larger ones come in a later "
-            f"release. Use a block-diagonal transform, block_size={MAXIMUM_SIZE} or less."
+            f"got size {size}; powers of two are transformed up to {MAXIMUM_SIZE}. Use a block-diagonal transform, "
+            f"block_size={MAXIMUM_SIZE} or less."
         )
     return size
 

@@ -13,8 +13,7 @@ from typing import Any
 from hadacore.backends.cuda.cache import cache_folder, open_cache
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.errors import BackendUnavailableError
-from hadacore.kernels.configurations import KernelConfiguration
-from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.source import Configuration, constants, kernel_source
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def _target(architecture: str) -> tuple[str, str]:
     return f"compute_{max(below)}", "ptx"
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _source_digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
@@ -118,10 +117,10 @@ def parse_report(report: str) -> Resources:
     )
 
 
-def resources_of(configuration: KernelConfiguration, architecture: str) -> Resources:
+def resources_of(configuration: Configuration, architecture: str) -> Resources:
     """Compile a configuration and return what the assembler reports of it."""
     log = StringIO()
-    compile_source(kernel_source(configuration.kernel), constants(configuration), architecture, log=log)
+    compile_source(kernel_source(configuration), constants(configuration), architecture, log=log)
     return parse_report(log.getvalue())
 
 

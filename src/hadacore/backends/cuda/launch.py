@@ -17,11 +17,13 @@ from hadacore.backends import Support
 from hadacore.backends.cuda.load import load_kernel
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
-from hadacore.elements import BY_DTYPE
+from hadacore.elements import BY_DTYPE, Element
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration, choose, signs_placement
-from hadacore.kernels.source import ENTRY_POINT, constants, kernel_source
+from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
+from hadacore.kernels.configurations import NO_SIGNS, choose, signs_placement
+from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
+from hadacore.matrices import factor
 
 _VECTOR_BYTES = 16
 _PREPARED_LIMIT = 4096
@@ -33,9 +35,10 @@ class PreparedLaunch:
 
     kernel: Any
     shape: Any  # cuda.core.LaunchConfig
+    works_in_place: bool = True  # a row is read as a whole before any of it is written
 
 
-_prepared: dict[tuple[Any, ...], PreparedLaunch] = {}
+_prepared: dict[tuple[Any, ...], PreparedLaunch] = {}  # by the fields of Request
 _streams: dict[int, Any] = {}
 _thread = threading.local()
 
@@ -56,7 +59,7 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
-def launch_shape(configuration: KernelConfiguration, rows: int, multiprocessors: int) -> dict[str, Any]:
+def launch_shape(configuration: Configuration, rows: int, multiprocessors: int) -> dict[str, Any]:
     """The launch of ``rows`` rows as keyword arguments of ``cuda.core.LaunchConfig``."""
     shape: dict[str, Any] = {
         "grid": configuration.grid(rows, multiprocessors),
@@ -70,25 +73,57 @@ def launch_shape(configuration: KernelConfiguration, rows: int, multiprocessors:
     return shape
 
 
-def choose_for_device(
-    dtype: torch.dtype, size: int, rows: int, device_index: int, signs: int, strided: bool
-) -> KernelConfiguration:
-    """The configuration that the table has for a problem on a GPU.
+@dataclass(frozen=True)
+class Request:
+    """What a launch is prepared for, and found again by."""
+
+    dtype: torch.dtype
+    size: int
+    elements: int
+    device_index: int
+    signs: int  # NO_SIGNS, SIGNS_BEFORE or SIGNS_AFTER
+    inverse: bool
+    strided: bool
+    base_order: int  # of the caller's base, or 0
+    base_dtype: torch.dtype | None
+
+
+def _element(dtype: torch.dtype) -> Element:
+    element = BY_DTYPE[dtype]
+    if element.cuda_code is None:
+        raise TypeError(f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or use the CPU")
+    return element
+
+
+def choose_for_device(request: Request) -> Configuration:
+    """The configuration for a problem on its GPU.
 
     Raises:
-        TypeError: The CUDA kernels do not take ``dtype``.
-        ValueError: The GPU is older than sm_80.
+        TypeError: The CUDA kernels do not take the dtype.
+        ValueError: The GPU is older than sm_80, or the base is too large for the kernel.
     """
-    code = BY_DTYPE[dtype].cuda_code
-    if code is None:
-        raise TypeError(f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or use the CPU")
-    properties = torch.cuda.get_device_properties(device_index)
+    r = request
+    code = _element(r.dtype).cuda_code
+    assert code is not None
+    properties = torch.cuda.get_device_properties(r.device_index)
     capability = (properties.major, properties.minor)
     processors = properties.multi_processor_count
-    return choose(code, size.bit_length() - 1, rows, capability, processors, signs, strided)
+    rows = r.elements // r.size
+    if r.base_order == 0 and r.size & (r.size - 1) == 0:
+        return choose(code, r.size.bit_length() - 1, rows, capability, processors, r.signs, r.strided)
+    if r.base_order:
+        order, transposed = r.base_order, False
+    else:
+        found = factor(r.size)
+        order, transposed = found.base_order, r.inverse and not found.symmetric
+    base = base_source(code, None if r.base_dtype is None else r.base_dtype == torch.float32)
+    log2_columns = (r.size // order).bit_length() - 1
+    return choose_base(
+        code, order, log2_columns, rows, capability, processors, r.signs, r.strided, base=base, transposed=transposed
+    )
 
 
-def prepare(configuration: KernelConfiguration, rows: int, device_index: int) -> PreparedLaunch:
+def prepare(configuration: Configuration, rows: int, device_index: int) -> PreparedLaunch:
     """Compile and load a configuration, and work out its launch. The device must be the current one.
 
     Raises:
@@ -97,7 +132,7 @@ def prepare(configuration: KernelConfiguration, rows: int, device_index: int) ->
     core = cuda_core()
     properties = torch.cuda.get_device_properties(device_index)
     kernel = load_kernel(
-        kernel_source(configuration.kernel),
+        kernel_source(configuration),
         constants(configuration),
         architecture_of((properties.major, properties.minor)).name,
         ENTRY_POINT,
@@ -105,18 +140,26 @@ def prepare(configuration: KernelConfiguration, rows: int, device_index: int) ->
         device_index,
     )
     shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
-    return PreparedLaunch(kernel, shape)
+    works_in_place = not isinstance(configuration, BaseConfiguration) or configuration.works_in_place
+    return PreparedLaunch(kernel, shape, works_in_place)
 
 
 def kernel_arguments(
-    x: Tensor, out: Tensor, scale: float, rows: int, size: int, signs: Tensor | None, strides: RowStrides | None
-) -> tuple[int | float, ...]:
-    """The arguments of a launch, in the order of ``HADAMARD_PARAMETERS`` in ``rows.cuh``."""
+    x: Tensor, out: Tensor, scale: float, rows: int, size: int, signs: Tensor | None, strides: RowStrides | None,
+    base: Tensor | None = None, inverse: bool = False,
+) -> tuple[int | float, ...]:  # fmt: skip
+    """The arguments of a launch, in the order of ``HADAMARD_PARAMETERS`` in ``rows.cuh`` and ``BASE_PARAMETERS`` in
+    ``base.cuh``. ``inverse`` reads the base transposed."""
     arguments: tuple[int | float, ...] = (x.data_ptr(), out.data_ptr(), scale, rows)
     if signs is not None:
         arguments += (signs.data_ptr(), signs.numel() // size)
     if strides is not None:
         arguments += strides.arguments()
+    if base is not None:
+        row_stride, column_stride = base.stride()
+        arguments += (
+            (base.data_ptr(), column_stride, row_stride) if inverse else (base.data_ptr(), row_stride, column_stride)
+        )
     return arguments
 
 
@@ -149,40 +192,48 @@ def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides) -> bool:
     return all(start * item % _VECTOR_BYTES == 0 for start in starts)
 
 
-def _prepare_for(
-    dtype: torch.dtype, size: int, elements: int, device_index: int, signs: int, strided: bool
-) -> PreparedLaunch:
+def _prepare_for(request: Request) -> PreparedLaunch:
     """Choose and prepare the launch for a problem, and keep it."""
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()
-    rows = elements // size
-    configuration = choose_for_device(dtype, size, rows, device_index, signs, strided)
-    prepared = prepare(configuration, rows, device_index)
-    _prepared[dtype, size, elements, device_index, signs, strided] = prepared
+    prepared = prepare(choose_for_device(request), request.elements // request.size, request.device_index)
+    _prepared[tuple(vars(request).values())] = prepared
     return prepared
 
 
 def _launch(
-    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, strides: RowStrides | None
-) -> None:
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None,
+    strides: RowStrides | None,
+) -> None:  # fmt: skip
     device_index = x.get_device()
     if torch._C._cuda_getDevice() != device_index:
         with torch.cuda.device(device_index):
-            _launch(x, out, size, scale, signs, inverse, strides)
+            _launch(x, out, size, scale, signs, inverse, base, strides)
         return
     if device_index not in getattr(_thread, "devices", ()):
         _enter_thread(device_index)
     signs_are = NO_SIGNS if signs is None else signs_placement(True, inverse)
     elements = x.numel()
-    key = (x.dtype, size, elements, device_index, signs_are, strides is not None)
-    prepared = _prepared.get(key) or _prepare_for(*key)
+    order, base_dtype = (0, None) if base is None else (base.shape[0], base.dtype)
+    key = (x.dtype, size, elements, device_index, signs_are, inverse, strides is not None, order, base_dtype)
+    prepared = _prepared.get(key) or _prepare_for(Request(*key))
+    if not prepared.works_in_place and x.data_ptr() == out.data_ptr():
+        x = _copy_of(x)
     # As launch_prepared, two calls shorter.
     stream = _streams.get(torch._C._cuda_getCurrentRawStream(device_index)) or current_stream(device_index)
-    arguments = kernel_arguments(x, out, scale, elements // size, size, signs, strides)
+    arguments = kernel_arguments(x, out, scale, elements // size, size, signs, strides, base, inverse)
     cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
 
 
-def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
+def _copy_of(x: Tensor) -> Tensor:
+    """A copy with x's strides. Configurations that spread a row over blocks are for few rows, which are quick to copy."""
+    copy = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return copy.copy_(x)
+
+
+def transform(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+) -> None:
     """Write ``scale * H @ (signs * x)`` (with ``inverse``: ``signs * scale * H.T @ x``) by blocks of ``size`` to ``out``.
 
     Rows that two strides address, in whole 16-byte vectors, are read and written where they are. Anything else
@@ -198,12 +249,8 @@ def transform(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | N
         strides = row_strides(x, out, size)
         direct = strides is not None and vectors_fit(x, out, size, strides)
     if direct:
-        _launch(x, out, size, scale, signs, inverse, strides)
+        _launch(x, out, size, scale, signs, inverse, base, strides)
     else:
-        _through_contiguous(x, out, size, scale, signs, inverse)
-
-
-def _through_contiguous(x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool) -> None:
-    dense = torch.clone(x, memory_format=torch.contiguous_format)
-    _launch(dense, dense, size, scale, signs, inverse, None)
-    out.copy_(dense)
+        dense = torch.clone(x, memory_format=torch.contiguous_format)
+        _launch(dense, dense, size, scale, signs, inverse, base, None)
+        out.copy_(dense)

@@ -52,7 +52,7 @@ __device__ __forceinline__ void st_global_u16(void* address, u32 v) {
   asm volatile("st.global.u16 [%0], %1;" :: "l"(address), "h"((u16)v) : "memory");
 }
 
-extern __shared__ uint4 dynamic_shared_memory[];
+extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];  // as wgmma's swizzle wants it
 
 // cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
@@ -71,6 +71,11 @@ __device__ __forceinline__ uint4 ld_shared_v4(u32 address) {
 __device__ __forceinline__ void st_shared_v4_f32(u32 address, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
                :: "r"(address), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
@@ -207,6 +212,13 @@ __device__ __forceinline__ u32 mov_b32_f32(float v) {
   return bits;
 }
 
+// prmt.b32: byte i of the result is byte (selector >> 4 i) & 7 of first (0..3) and second (4..7).
+__device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
+  u32 bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(first), "r"(second), "r"(selector));
+  return bytes;
+}
+
 // ---- warp-wide ------------------------------------------------------------------------------------
 
 // shfl.sync.bfly: the value of lane (this lane xor mask).
@@ -233,3 +245,52 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
+
+// No instruction: what is computed from the value stays after the volatile instructions before this.
+__device__ __forceinline__ void order_after(float& value) { asm volatile("" : "+f"(value) :: "memory"); }
+__device__ __forceinline__ void order_after(u32& value) { asm volatile("" : "+r"(value) :: "memory"); }
+
+#if WGMMA
+// wgmma.mma_async.m64n64k16, D = A B + D (add != 0) or A B. Each of the four warps has 16 rows of A and D, fragments as those
+// of mma.m16n8k16: d[n] are columns 8 n .. 8 n + 7. B is in shared memory, 16 rows (K) of 64 elements (N), which `b`
+// describes; the last immediate says that N is the contiguous dimension.
+__device__ __forceinline__ void wgmma_m64n64k16_f32_f16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;\n}"
+               : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
+                 "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+                 "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
+                 "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+                 "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+                 "+f"(d[7][2]), "+f"(d[7][3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+__device__ __forceinline__ void wgmma_m64n64k16_f32_bf16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, 1;\n}"
+               : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
+                 "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+                 "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
+                 "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+                 "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+                 "+f"(d[7][2]), "+f"(d[7][3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));
+}
+
+// Between writes of registers or of shared memory and the first wgmma that reads them.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// All groups but the newest PENDING have ended: their registers may be touched.
+template <int PENDING>
+__device__ __forceinline__ void wgmma_wait_group() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(PENDING) : "memory");
+}
+
+// fence.proxy.async: this thread's ordinary writes to shared memory before what the Tensor Cores read there.
+__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+#endif

@@ -3,7 +3,10 @@
 // A unit is what one pass of the kernel works on: one row, or, below size 256, the 256 elements of several
 // consecutive rows ("packed" rows), of which the last unit may be incomplete.
 
-constexpr int kSize = 1 << LOG2_SIZE;
+#ifndef ORDER  // of the base matrix, which the kernels of powers of two do not have
+#define ORDER 1
+#endif
+constexpr int kSize = ORDER << LOG2_SIZE;
 constexpr bool kPackedRows = LOG2_SIZE < 8;
 constexpr bool kVectorSpansRows = kSize < kVectorElements;  // such rows are never strided
 static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole vectors");

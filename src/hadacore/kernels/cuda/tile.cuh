@@ -79,10 +79,11 @@ __device__ __forceinline__ void register_butterfly(float (&value)[COUNT]) {
 
 // The same over a lane bit. The lane with the bit set holds b and keeps a - b: own * -1 + other, exact up to
 // the one rounding of the sum, so the bits are those of register_butterfly.
-__device__ __forceinline__ void lane_butterfly(float (&value)[8], int lane, int lane_bit) {
+template <int COUNT>
+__device__ __forceinline__ void lane_butterfly(float (&value)[COUNT], int lane, int lane_bit) {
   const float sign = (lane >> lane_bit) & 1 ? -1.f : 1.f;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < COUNT; ++i) {
     const float other = shfl_sync_bfly(value[i], 1u << lane_bit);
     value[i] = value[i] * sign + other;
   }

@@ -1,0 +1,148 @@
+// panel.cuh: rows as panels, the B operand of the products with the base matrix.
+//
+// A row of size m * 2^k is a matrix of m rows i and 2^k columns j. A group is 64 columns of it (32 for float32): 8 chunks
+// of one 16-byte vector for each i. A unit is what one set of warps works on: a row with all its groups, or, below one
+// group's columns, the consecutive rows that fill one group side by side. Column bits of a group, c = 5..0 for 16-bit
+// elements (4..0 for float32):
+//   chunk = the upper three,   position in the vector = the others
+// Column n of a B fragment is lane >> 2; that lane holds chunk 4 (n & 1) + (n >> 1), so that a lane's results come out as
+// whole vectors, four of them next to one another (base_rows.cu).
+//
+// STAGES = 0: every warp loads its fragments from global memory. 1: the block copies its units to shared memory first.
+// 2: it goes on to other units, and copies the next ones while it works.
+// In shared memory vector (i, chunk) of a group lies in one of the 8 slots of i. For mma.sync the slot is
+// chunk ^ (i / 2 % 4): the lanes of a quarter warp read four i, 2 apart, of two chunks, 4 apart, and so touch every bank
+// once. For wgmma it is chunk ^ (i % 8), the 128-byte swizzle that the instruction knows.
+
+constexpr int kColumns = 1 << LOG2_SIZE;
+constexpr int kLog2Vector = kSixteenBit ? 3 : 2;
+constexpr int kLog2Group = 3 + kLog2Vector;
+constexpr bool kPackedUnits = LOG2_SIZE < kLog2Group;
+constexpr int kGroups = kPackedUnits ? 1 : kColumns >> kLog2Group;
+constexpr int kUnitRows = kPackedUnits ? (1 << kLog2Group) / kColumns : 1;
+constexpr bool kGathered = LOG2_SIZE < kLog2Vector;  // a vector holds elements of several rows, and is no vector in memory
+constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
+constexpr int kChunks = 8 * kGroups;  // of a unit
+constexpr u32 kGroupBytes = 128 * kPaddedOrder;
+constexpr u32 kUnitBytes = kGroups * kGroupBytes;
+constexpr u32 kStageBytes = UNITS * kUnitBytes;
+
+// A vector of a unit: its chunk among all of the unit's, and its i.
+struct Place {
+  int i, chunk;
+};
+
+__device__ __forceinline__ u32 panel_offset(const Place& place) {
+  const u32 slot = (place.chunk & 7) ^ (WGMMA ? place.i & 7 : (place.i >> 1) & 3);
+  return (place.chunk >> 3) * kGroupBytes + place.i * 128 + slot * 16;
+}
+
+// Which row an element of a unit is in, and where in it.
+__device__ __forceinline__ i64 row_of(i64 unit, int column) { return unit * kUnitRows + (column >> LOG2_SIZE); }
+__device__ __forceinline__ int offset_in_row(int i, int column) { return i * kColumns + (column & (kColumns - 1)); }
+
+__device__ __forceinline__ const char* element_of_x(const Rows& r, i64 row, int offset) {
+  return r.x + (row_start(r, row, r.x_outer, r.x_inner) + offset) * kElementBytes;
+}
+
+__device__ __forceinline__ char* element_of_y(const Rows& r, i64 row, int offset) {
+  return r.y + (row_start(r, row, r.y_outer, r.y_inner) + offset) * kElementBytes;
+}
+
+__device__ __forceinline__ const char* sign_of(const Rows& r, i64 row, int offset) {
+  return r.signs + ((row % r.sign_rows) * kSize + offset) * kElementBytes;
+}
+
+// The elements of a place, each at the address that `address(row, offset)` gives; those of rows that do not exist are 0.
+template <typename Address>
+__device__ __forceinline__ uint4 gather(const Rows& r, i64 unit, const Place& place, Address address) {
+  u32 word[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int e = 0; e < kVectorElements; ++e) {
+    const int column = place.chunk * kVectorElements + e;
+    const i64 row = row_of(unit, column);
+    if (row < r.rows)
+      word[e * kElementBytes / 4] |= load_element(address(row, offset_in_row(place.i, column))) << (kSixteenBit ? 16 * (e % 2) : 0);
+  }
+  return make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+__device__ __forceinline__ uint4 signs_of_place(const Rows& r, i64 unit, const Place& place) {
+  if (kGathered) return gather(r, unit, place, [&](i64 row, int offset) { return sign_of(r, row, offset); });
+  const int column = place.chunk * kVectorElements;
+  return ld_global_v4(sign_of(r, row_of(unit, column), offset_in_row(place.i, column)));
+}
+
+__device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
+  return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
+}
+
+// The vector of a place in global memory, signs applied; 0 where there is none.
+__device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place& place) {
+  const int column = place.chunk * kVectorElements;
+  const i64 row = row_of(unit, column);
+  if (place.i >= ORDER || row >= r.rows) return make_uint4(0, 0, 0, 0);
+  uint4 v;
+  if (kGathered) v = gather(r, unit, place, [&](i64 row_of_element, int offset) { return element_of_x(r, row_of_element, offset); });
+  else v = ld_global_v4(element_of_x(r, row, offset_in_row(place.i, column)));
+  return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
+}
+
+// Calls `visit(unit, place, address, source)` for the vectors of a stage that this thread copies, `source` being null where
+// there is no such row. A thread keeps its chunk, so that both addresses advance by constants.
+template <typename Visit>
+__device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u32 stage, Visit visit) {
+  constexpr int kAcross = kChunks < kThreads ? kChunks : kThreads;
+  constexpr int kAtOnce = kThreads / kAcross;  // i that the block copies at a time
+  constexpr int kTimes = (ORDER + kAtOnce - 1) / kAtOnce;
+  const int first_i = threadIdx.x / kAcross;
+  if (kThreads % kAcross != 0 && first_i >= kAtOnce) return;
+#pragma unroll 1
+  for (int slot = 0; slot < UNITS; ++slot) {
+#pragma unroll
+    for (int chunk = threadIdx.x % kAcross; chunk < kChunks; chunk += kAcross) {
+      const i64 unit = first_unit + slot;
+      const int column = chunk * kVectorElements;
+      const i64 row = row_of(unit, column);
+      const char* source = kGathered || row >= r.rows ? nullptr : element_of_x(r, row, offset_in_row(first_i, column));
+#pragma unroll (kTimes <= 16 ? kTimes : 8)
+      for (int n = 0; n < kTimes; ++n) {
+        const Place place = {first_i + n * kAtOnce, chunk};
+        if (ORDER % kAtOnce == 0 || place.i < ORDER)
+          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source == nullptr ? source : source + n * (kAtOnce * kColumns * kElementBytes));
+      }
+    }
+  }
+}
+
+// Start to copy the units of a stage.
+__device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
+  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
+    if (source != nullptr) cp_async_cg_16(address, source);
+    else st_shared_v4_b32(address, load_place(r, unit, place));
+  });
+  cp_async_commit_group();
+}
+
+// This thread's copies have arrived; it applies the signs to what it copied itself.
+__device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 stage) {
+  cp_async_wait_all();
+  if (SIGNS == SIGNS_BEFORE && !kGathered) {
+    each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
+      if (source != nullptr) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
+    });
+  }
+#if WGMMA
+  fence_proxy_async();  // what threads wrote, for wgmma, which reads by another path
+#endif
+}
+
+// Rows of the panel past the last are 0, for good: whatever the base has there, nothing is added.
+__device__ __forceinline__ void clear_padding(u32 stages) {
+  constexpr int kPadding = 8 * (kPaddedOrder - ORDER);
+#pragma unroll 1
+  for (int index = threadIdx.x; index < STAGES * UNITS * kGroups * kPadding; index += kThreads) {
+    const int panel = index / (kPadding > 0 ? kPadding : 1), vector = index - panel * kPadding;
+    st_shared_v4_b32(stages + panel * kGroupBytes + ORDER * 128 + vector * 16, make_uint4(0, 0, 0, 0));
+  }
+}
