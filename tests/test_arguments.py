@@ -22,7 +22,7 @@ CASES: list[tuple[type[Exception], str, Any]] = [
     (ValueError, r"at least one dimension.*0-dimensional", lambda: hadamard_transform(torch.tensor(1.0))),
     (ValueError, r"transform size of 1 or more, got shape \(4, 0\)", lambda: hadamard_transform(torch.empty(4, 0))),
     (ValueError, r"order 14 is known here.*nearest usable sizes are 12 and 16.*block_size=2", lambda: hadamard_transform(torch.randn(14))),
-    (ValueError, r"got size 65536; .*up to 32768.*block_size=32768", lambda: hadamard_transform(torch.randn(65536))),
+    (ValueError, r"got size 2147483648; .*up to 1073741824", lambda: hadamard_transform(torch.empty(1).expand(2**31))),
     (ValueError, r"block_size must divide.*block_size=16 and 8", lambda: hadamard_transform(X, block_size=16)),
     (ValueError, r"no Hadamard matrix of order 3 .*multiples of 4", lambda: hadamard_transform(X, block_size=3)),
     (ValueError, r"transform size must be 1 or more, got 0", lambda: hadamard_transform(X, block_size=0)),
@@ -62,7 +62,17 @@ CASES: list[tuple[type[Exception], str, Any]] = [
     (ValueError, r"architecture must be one of sm_80.*got 'sm_75'", lambda: hadacore.plan(8, architecture="sm_75")),
     (ValueError, r"must have 8 elements.*got shape \(4,\)", lambda: hadacore.HadamardTransform(8)(torch.randn(4))),
     (ValueError, r"scale 0 has no inverse", lambda: hadacore.HadamardTransform(8, 0.0).inverted()),
-    (ValueError, r"at most 32768 elements, got 32769", lambda: fast_hadamard_transform.hadamard_transform(torch.randn(32769))),
+    (ValueError, r"at most 1073741824 elements, got 1073741825",
+     lambda: fast_hadamard_transform.hadamard_transform(torch.empty(1).expand(2**30 + 1))),
+    (TypeError, r"base must be one of float16, .*got torch.int64; convert it", lambda: hadacore.HadamardTransform(8, base=torch.ones(4, 4, dtype=torch.int64))),
+    (TypeError, r"base must be a torch.Tensor of shape \(m, m\), got list", lambda: hadacore.HadamardTransform(8, base=[[1.0]])),
+    (ValueError, r"order 3 goes with sizes 3 \* 2\^k", lambda: hadacore.HadamardTransform(8, base=torch.eye(3))),
+    (ValueError, r"transpose of this base does not undo it: .*off by", lambda: hadacore.HadamardTransform(8, base=torch.triu(torch.ones(4, 4))).inverted()),
+    (ValueError, r"at most 12288 elements for hadamard_transform_12N, got 12289; use .*base=base_matrix\(12\)", lambda: fast_hadamard_transform.hadamard_transform_12N(torch.randn(12289))),
+    (ValueError, r"shape \(2, 0\)", lambda: fast_hadamard_transform.hadamard_transform_40N(torch.empty(2, 0))),
+    (TypeError, r"got list; convert it", lambda: fast_hadamard_transform.hadamard_transform_28N([1.0])),
+    (TypeError, r"scale must be a real number.*got str", lambda: fast_hadamard_transform.hadamard_transform_20N(X, "1")),
+    (ValueError, r"orders 12, 20, 28, 40, got 36; hadacore.hadamard_matrix has", lambda: fast_hadamard_transform.base_matrix(36)),
 ]  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
     text = run("info")
     assert hadacore.__version__ in text and torch.__version__ in text
-    assert "cpu available: PyTorch operations" in text
+    assert "cpu available: native kernels, " in text or "cpu available: PyTorch operations, " in text
     assert ("cuda available" if torch.cuda.is_available() else "cuda unavailable: ") in text
     assert f"{folder}, empty" in text and not folder.exists()
     assert "fast_hadamard_transform" in text and "quack" in text

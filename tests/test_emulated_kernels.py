@@ -247,6 +247,25 @@ def test_order_of_threads_does_not_matter(configuration: KernelConfiguration) ->
         assert torch.equal(_transform(configuration, x, seed=seed), natural)
 
 
+@pytest.mark.parametrize("signs_are", [NO_SIGNS, SIGNS_BEFORE], ids=["plain", "before"])
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if c.kernel == "exchange_rows" and c.element_code != 2], ids=_name
+)
+def test_float32_results_of_16_bit_rows(configuration: KernelConfiguration, signs_are: int) -> None:
+    """What the first of several passes writes: rounded, it is the 16-bit result."""
+    configuration = configuration.with_options(signs_are, False)
+    x = _random_rows(configuration, 3)
+    signs = None if signs_are == NO_SIGNS else _random_signs(configuration, 2)
+    whole, y = _guarded(x.numel(), torch.float32, UNTOUCHED)
+    report = _kernel(replace(configuration, output_code=2)).run(
+        x.flatten(), y, configuration.size**-0.5, len(x), signs=signs, sign_rows=1 if signs is None else len(signs),
+        grid=configuration.grid(len(x), MULTIPROCESSORS), seed=signs_are,
+    )  # fmt: skip
+    assert report.written_bytes == x.numel() * 4 and report.extra_wavefronts == 0
+    _check_guards(whole)
+    assert torch.equal(y.view_as(x).to(x.dtype), _transform(configuration, x, signs=signs))
+
+
 # ---- rows at strides ------------------------------------------------------------------------------
 
 

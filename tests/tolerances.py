@@ -1,16 +1,23 @@
 """Every tolerance of the test suite, derived.
 
-Notation: u is the unit roundoff of the output type (2^-11 float16, 2^-8 bfloat16, 2^-24 float32), n = 2^k the size.
-Error means the relative L2 error against the float64 oracle.
+Notation: u is the unit roundoff of the output type (2^-11 float16, 2^-8 bfloat16, 2^-24 float32), n = m 2^k the size, B its
+base matrix of order m, 1 for a power of two. Error means the relative L2 error against the float64 oracle.
 
 16-bit types. Results are computed in fp32 and rounded once, so the error is that of rounding the float64 result, up
 to the fp32 work before it. The contract is a ratio of at most 1.002 (issue: "correctly rounded").
 
 float32. A butterfly network rounds k times, each error independent: about sqrt(k) u / sqrt(3) in L2. The contract is
-1.2 times the error of a plain fp32 butterfly, computed in the test itself.
+1.2 times the error of a plain fp32 butterfly, computed in the test itself. With a base, the yardstick is fp32 butterflies
+and one fp32 matrix product, whose sums of m terms a BLAS may order better than one after another, by which the
+error grows as sqrt(m / 2) instead of sqrt(log2 m): so 1.2 times that of sums taken one after another.
 
-Absolute bound of one element. Every intermediate is at most ||x||_1, so each of the k fp32 roundings of an element
-adds at most u_fp32 ||x||_1: |error| <= scale (k + 2) u_fp32 ||x||_1 + u |y|, plus the smallest subnormal.
+Absolute bound of one element. Every intermediate is at most max|B| ||x||_1, so each of the k fp32 roundings of an element,
+and of the 2 m of its products and sums with B, adds at most u_fp32 max|B| ||x||_1:
+|error| <= scale (k + 2 m + 2) u_fp32 max|B| ||x||_1 + u |y|, plus the smallest subnormal.
+
+Norms and inverses in fp32. Rounding errors are independent, each u_fp32 / sqrt(3) of a partial sum that is on the average no
+larger than the result, so r of them change a norm by about sqrt(r / 3) u_fp32. The bound is r u_fp32, and twice that there
+and back.
 """
 
 from __future__ import annotations
@@ -18,9 +25,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hadacore.matrices import factor
+
 CORRECT_ROUNDING_RATIO = 1.002
 FLOAT32_BUTTERFLY_RATIO = 1.2
 FLOAT32_ROUNDOFF = 2.0**-24
+
+
+def base_product_float32(order: int, log2_columns: int) -> float:
+    """Relative L2 error of float32 after a product with a base of ``order`` and ``log2_columns`` butterflies.
+
+    Each of the ``order / 16`` steps is a sum by Tensor Cores, which cut off rather than round (one unit in the last place, 2u, for
+    each of three products), and then an addition that rounds, to partial sums that are on average sqrt(1/2) of the last.
+    Steps are 1 / sqrt(steps) of the whole, their errors independent but for the cut, which is towards zero.
+    """
+    steps = -(-order // 16)
+    return float((steps / 6 + 36 / steps + log2_columns / 3 + 1) ** 0.5 * FLOAT32_ROUNDOFF)
 
 
 def relative_error(y: Tensor, exact: Tensor) -> float:
@@ -34,15 +54,45 @@ def rounding_error(exact: Tensor, dtype: torch.dtype) -> float:
     return relative_error(exact.to(dtype), exact)
 
 
-def element_bound(x: Tensor, exact: Tensor, size: int, scale: float, dtype: torch.dtype) -> Tensor:
+def roundings(size: int, base: Tensor | None = None) -> int:
+    """Roundings of one element in the working type, the scale and the type of the output included."""
+    order = factor(size).base_order if base is None else base.shape[0]
+    products = 2 * order if order > 1 else 0
+    return products + (size // order).bit_length() + 1
+
+
+def element_bound(
+    x: Tensor, exact: Tensor, size: int, scale: float, dtype: torch.dtype, base: Tensor | None = None
+) -> Tensor:
     """Largest allowed error of each element, see above."""
-    stages = size.bit_length() + 1
+    largest = 1.0 if base is None else base.detach().abs().max().item()
     blocks = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, size)
-    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
+    mass = largest * blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
     information = torch.finfo(dtype)
     work = max(information.eps / 2 if dtype == torch.float64 else FLOAT32_ROUNDOFF, information.eps / 2**30)
     tiny = information.smallest_normal * information.eps
-    return abs(scale) * stages * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
+    return abs(scale) * roundings(size, base) * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
+
+
+def norm_bound(size: int, base: Tensor | None = None) -> float:
+    """Largest relative change of a row's norm by an orthonormal float32 transform and its inverse."""
+    return 2 * (roundings(size, base) + 1) * FLOAT32_ROUNDOFF
+
+
+def base_bound(x: Tensor, exact: Tensor, base: Tensor, log2: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Largest allowed error of each element of a product with a base matrix after ``log2`` butterflies.
+
+    The butterflies add log2 roundings, the product at most one for each of its terms and one more for each
+    multiplication, all of them at most u times the sum of magnitudes, which the largest entry of ``base`` multiplies.
+    """
+    order = base.shape[0]
+    blocks = x.double().abs().reshape(-1, order << log2)
+    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape) * base.double().abs().max()
+    information = torch.finfo(dtype)
+    work = information.eps / 2 if dtype == torch.float64 else FLOAT32_ROUNDOFF
+    tiny = information.smallest_normal * information.eps
+    roundings = log2 + order + 3
+    return abs(scale) * roundings * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
 
 
 def butterfly_float32(x: Tensor, size: int, scale: float) -> Tensor:
@@ -55,3 +105,15 @@ def butterfly_float32(x: Tensor, size: int, scale: float) -> Tensor:
         y = torch.stack((a + b, a - b), 2).reshape(-1, size)
         distance *= 2
     return (y * scale).reshape(x.shape)
+
+
+def base_float32(x: Tensor, base: Tensor, size: int, scale: float, inverse: bool = False) -> Tensor:
+    """The same with a base matrix: fp32 butterflies, then fp32 sums of products, term after term."""
+    order = base.shape[0]
+    base = base.float().to(x.device)
+    y = butterfly_float32(x.reshape(-1, size // order), size // order, 1.0).view(-1, order, size // order)
+    columns = (base.T if inverse else base).unbind(1)
+    total = torch.zeros_like(y)
+    for column, values in zip(columns, y.unbind(1), strict=True):
+        total = total + column[:, None] * values[:, None]
+    return (total * scale).reshape(x.shape)

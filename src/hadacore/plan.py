@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 import torch
 
+from hadacore.backends.cuda.composed import is_composed
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
-from hadacore.kernels.configurations import KernelConfiguration, choose, signs_placement
-from hadacore.kernels.stages import REGISTERS, Stage, stages_of
-from hadacore.matrices import describe
+from hadacore.kernels.base_configurations import BaseConfiguration, choose_base
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
+from hadacore.kernels.passes import Passes, passes_of
+from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of
+from hadacore.matrices import describe, factor
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Plan:
         stages: Steps in order; together they contract every index bit exactly once.
         architecture: GPU architecture, or None on the CPU.
         multiprocessors: Multiprocessors of the GPU, or 0.
-        configuration: The specialised kernel, or None on the CPU.
+        configuration: The specialised kernel, or None on the CPU and where there are passes.
+        passes: Of a size too large for one kernel, the passes over memory, or None.
     """
 
     problem: Problem
@@ -58,7 +62,8 @@ class Plan:
     stages: tuple[Stage, ...]
     architecture: Architecture | None = None
     multiprocessors: int = 0
-    configuration: KernelConfiguration | None = None
+    configuration: KernelConfiguration | BaseConfiguration | None = None
+    passes: Passes | None = None
 
     @property
     def bytes_moved(self) -> int:
@@ -67,8 +72,46 @@ class Plan:
 
     @property
     def additions(self) -> int:
-        """Additions of the textbook algorithm, ``n log2 n`` a row."""
-        return self.problem.rows * self.problem.size * (self.problem.size.bit_length() - 1)
+        """Additions of the textbook algorithm: one an element for each index bit, ``m - 1`` for a base of order m."""
+        found = factor(self.problem.size)
+        return self.problem.rows * self.problem.size * (found.log2 + found.base_order - 1)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the Tensor Cores for the base matrix, padding to whole fragments included."""
+        c = self.configuration
+        if not isinstance(c, BaseConfiguration):
+            return 0
+        padded = 16 * c.order_tiles
+        parts = 3 if c.element_code == 2 else 1
+        return self.problem.rows * padded * padded * parts << c.log2_size
+
+    @property
+    def predicted_ratio(self) -> float | None:
+        """Predicted time over that of a copy of the same bytes, for many rows; None where there is no model."""
+        if self.architecture is None or self.multiprocessors == 0 or self.configuration is None:
+            return None
+        return predicted_ratio(self.multiply_adds / max(1, self.problem.rows * self.problem.size), self.configuration)
+
+    def _lines_of_passes(self, passes: Passes) -> list[str]:
+        lines, stage = [], 1
+        for number in range(len(passes.split)):
+            stages, launches, c = passes.stages_of_pass(number), passes.of_pass(number), passes.configurations[number]
+            source, target = passes.places_of_pass(number)
+            lines.append(
+                f"  pass {number + 1}   from {source.value} to {target.value}, {passes.bytes_of_pass(number):,} bytes"
+            )
+            lines += _lines_of_stages(stages, stage)
+            stage += len(stages)
+            blocks = c.grid(launches[0].units, self.multiprocessors) * c.cluster if launches else 0
+            lines.append(f"  kernel   {c}")
+            lines.append(
+                f"  launch   {len(launches)} times {blocks} blocks of {c.threads} threads or fewer, {c.shared_bytes} bytes of "
+                "shared memory a block"
+            )
+        if passes.workspace_elements:
+            lines.append(f"  workspace  {4 * passes.workspace_elements:,} bytes, float32")
+        return lines
 
     def __str__(self) -> str:
         p = self.problem
@@ -81,11 +124,10 @@ class Plan:
         ]
         if p.signs:
             lines.append(f"  signs    {'after' if p.inverse else 'before'} the transform, on sign bits")
-        for number, stage in enumerate(self.stages, 1):
-            bits = " ".join(map(str, stage.bits))
-            lines.append(
-                f"  stage {number}  radix {stage.radix:<5} bits {bits:<12} in {stage.holder}: {stage.unit}, {stage.note}"
-            )
+        if self.passes is not None:
+            lines += self._lines_of_passes(self.passes)
+        else:
+            lines += _lines_of_stages(self.stages, 1)
         c = self.configuration
         if c is not None:
             blocks = c.grid(p.rows, self.multiprocessors) * c.cluster
@@ -94,7 +136,36 @@ class Plan:
                 f"  launch   {blocks} blocks of {c.threads} threads, {c.shared_bytes} bytes of shared memory a block"
             )
         lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
+        if self.multiply_adds:
+            lines.append(f"  products {self.multiply_adds:,} multiply-adds for the base, padding included")
+        ratio = self.predicted_ratio
+        if ratio is not None:
+            lines.append(f"  predicts {ratio:.2f} times a copy of the same bytes, for many rows")
         return "\n".join(lines)
+
+
+def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration) -> float | None:
+    """Time over a copy of the same bytes for many rows: the larger of memory and Tensor Cores, with what was seen to be lost.
+
+    Constants are of an H100 at 2^25 elements (docs/performance.md): 0.31 clocks of a multiprocessor an element of 2 bytes for a
+    copy; 1360 multiply-adds a clock by mma.sync and 2048 by wgmma, of which half is reached beside everything else. None for
+    powers of two, which docs/performance.md lists as measured.
+    """
+    if not isinstance(configuration, BaseConfiguration):
+        return None
+    copy_clocks = 0.31 * (2 if configuration.element_code == 2 else 1)
+    product_clocks = multiply_adds / (2048 if configuration.wgmma else 1360) / 0.5
+    return 1.05 * max(1.0, product_clocks / copy_clocks)
+
+
+def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
+    lines = []
+    for number, stage in enumerate(stages, first):
+        bits = " ".join(map(str, stage.bits))
+        lines.append(
+            f"  stage {number}  radix {stage.radix:<5} bits {bits or 'none':<12} in {stage.holder}: {stage.unit}, {stage.note}"
+        )
+    return lines
 
 
 def _element(dtype: torch.dtype) -> Element:
@@ -144,14 +215,39 @@ def plan(
     if rows < 0:
         raise ValueError(f"rows must be 0 or more, got {rows}")
     problem = Problem(n, size, element, rows * (n // size), signs, inverse)
+    matrix = factor(size)
     target = _target(device, architecture, multiprocessors)
     if target is None or element.cuda_code is None:
-        bits = tuple(range(size.bit_length() - 1))
-        note = f"butterflies in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
-        stages = tuple(Stage(REGISTERS, (bit,), "memory", note) for bit in bits)
+        work = f"in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
+        stages = tuple(Stage(REGISTERS, (bit,), "memory", f"butterflies {work}") for bit in range(matrix.log2))
+        if matrix.base_order > 1:
+            product = Stage(REGISTERS, (), "memory", f"product with the base {work}", matrix.base_order)
+            stages = (product, *stages)
         return Plan(problem, "cpu", stages)
     found, processors = target
     signs_are = signs_placement(signs, inverse)
+    if matrix.base_order > 1:
+        if is_composed(matrix.base_order, matrix.log2):
+            raise ValueError(
+                f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
+                f"block_size={matrix.base_order << 8} and {size // (matrix.base_order << 8)} instead"
+            )
+        chosen = choose_base(
+            element.cuda_code,
+            matrix.base_order,
+            matrix.log2,
+            problem.rows,
+            found.capability,
+            processors,
+            signs_are,
+            transposed=inverse and not matrix.symmetric,
+        )
+        return Plan(problem, "cuda", base_stages(chosen), found, processors, chosen)
+    if size > 1 << MAXIMUM_LOG2_ROW:
+        passes = passes_of(
+            element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size
+        )
+        return Plan(problem, "cuda", passes.stages(), found, processors, passes=passes)
     configuration = choose(
         element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, False
     )

@@ -1,6 +1,25 @@
 """Runs the package's CUDA text on the CPU, thread by thread, and checks what every thread does."""
 
 from tests.emulator.build import compiler
-from tests.emulator.launch import Array, EmulatedCopy, EmulatedKernel, EmulationError, Program, Report, Strides
+from tests.emulator.launch import (
+    Array,
+    EmulatedColumns,
+    EmulatedCopy,
+    EmulatedKernel,
+    EmulationError,
+    Program,
+    Report,
+    Strides,
+)
 
-__all__ = ["Array", "EmulatedCopy", "EmulatedKernel", "EmulationError", "Program", "Report", "Strides", "compiler"]
+__all__ = [
+    "Array",
+    "EmulatedColumns",
+    "EmulatedCopy",
+    "EmulatedKernel",
+    "EmulationError",
+    "Program",
+    "Report",
+    "Strides",
+    "compiler",
+]

@@ -50,6 +50,7 @@ struct Arguments {
   i64 inner_rows, x_outer, x_inner, y_outer, y_inner;
   const char* base;
   i64 base_row_stride, base_column_stride;
+  i64 inner;
 };
 
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
@@ -153,6 +154,15 @@ __device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
   emulator::store_shared(address, &v, 16, __func__);
 }
 
+__device__ __forceinline__ void st_shared_v2_f32(u32 address, float a, float b) {
+  const float2 v = {a, b};
+  emulator::store_shared(address, &v, 8, __func__);
+}
+
+__device__ __forceinline__ void st_shared_f32(u32 address, float v) {
+  emulator::store_shared(address, &v, 4, __func__);
+}
+
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
   emulator::load_shared(&v, address, 16, __func__);
@@ -162,6 +172,12 @@ __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
 __device__ __forceinline__ float2 ld_shared_v2_f32(u32 address) {
   float2 v;
   emulator::load_shared(&v, address, 8, __func__);
+  return v;
+}
+
+__device__ __forceinline__ float ld_shared_f32(u32 address) {
+  float v;
+  emulator::load_shared(&v, address, 4, __func__);
   return v;
 }
 

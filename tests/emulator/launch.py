@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from hadacore.kernels.base_configurations import BaseConfiguration
+from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
 from hadacore.kernels.source import constants, kernel_source
 from tests.emulator.build import build_kernel, load_kernel, runtime
@@ -36,6 +38,11 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 );"""
 # Constants of the program may be read as well.
 _PROGRAM_CONSTANTS = "base_signs"
+_COLUMNS_ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.inner
+#if SIGNS != 0
+  , a.signs, a.sign_rows
+#endif
+);"""
 _COPY_ENTRY = "copy_vectors(a.x, a.y, a.rows);"
 _COPY_THREADS = 256
 
@@ -68,6 +75,7 @@ class _Arguments(ctypes.Structure):
         ("strides", ctypes.c_int64 * 5),
         ("base", ctypes.c_void_p),
         ("base_strides", ctypes.c_int64 * 2),
+        ("inner", ctypes.c_int64),
     )
 
 
@@ -146,7 +154,7 @@ class Program:
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides = _CONTIGUOUS_ROWS, base: Array | None = None, base_strides: tuple[int, int] = (0, 0),
-        grid: int = 1, seed: int = 0,
+        inner: int = 1, grid: int = 1, seed: int = 0,
     ) -> Report:  # fmt: skip
         """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y``, ``signs`` and ``base``.
 
@@ -160,6 +168,7 @@ class Program:
             strides: Two-level strides of the rows.
             base: Base matrix, with the strides of its rows and columns in ``base_strides``.
             base_strides: Likewise.
+            inner: Elements between two values of a contracted index, where it is not the lowest.
             grid: Clusters; blocks, where the cluster is one block.
             seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
                 shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
@@ -171,7 +180,7 @@ class Program:
         signs_address = None if signs is None else _extent(signs)[0]
         arguments = _Arguments(
             _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides),
-            None if base is None else _extent(base)[0], (ctypes.c_int64 * 2)(*base_strides),
+            None if base is None else _extent(base)[0], (ctypes.c_int64 * 2)(*base_strides), inner,
         )  # fmt: skip
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
@@ -189,28 +198,59 @@ class Program:
 class EmulatedKernel(Program):
     """A configuration of the transform, compiled from the package's own text for an ``__CUDA_ARCH__``."""
 
-    def __init__(self, configuration: KernelConfiguration, *, cuda_arch: int = 900) -> None:
+    def __init__(self, configuration: KernelConfiguration | BaseConfiguration, *, cuda_arch: int = 900) -> None:
         c = configuration
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)))
         super().__init__(
             kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
-            cluster=c.cluster, programmatic=c.programmatic,
+            cluster=c.cluster, programmatic=bool(c.programmatic),
         )  # fmt: skip
         self.configuration = c
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
-        strides: Strides | None = None, grid: int = 1, seed: int = 0,
+        strides: Strides | None = None, grid: int = 1, seed: int = 0, **base: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`; signs and strides must be given exactly where the configuration has them."""
+        """As :meth:`Program.run`, ``base`` and ``base_strides`` included; signs and strides must be given exactly where the
+        configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
         if (strides is None) == self.configuration.strided:
             raise ValueError("strides do not go with the configuration")
         return super().run(
             x, y, scale, rows, signs=signs, sign_rows=sign_rows, strides=strides or _CONTIGUOUS_ROWS, grid=grid,
-            seed=seed,
+            seed=seed, **base,
         )  # fmt: skip
+
+
+class EmulatedColumns(Program):
+    """A configuration of ``columns.cu``, compiled from the package's own text."""
+
+    def __init__(self, configuration: ColumnsConfiguration) -> None:
+        c = configuration
+        super().__init__(
+            kernel_source(c, ptx=False), _COLUMNS_ENTRY, constants(c), threads=c.threads,
+            shared_bytes=c.shared_bytes, programmatic=bool(c.programmatic),
+        )  # fmt: skip
+        self.configuration = c
+
+    def transform(
+        self, x: Array, y: Array, scale: float, elements: int, inner: int, *, signs: Array | None = None,
+        sign_rows: int = 1, seed: int = 0,
+    ) -> Report:  # fmt: skip
+        """Contract the middle index of ``(outer, points, inner)``; signs are ``(sign_rows, points, inner)``."""
+        if (signs is None) != (self.configuration.signs == NO_SIGNS):
+            raise ValueError("signs do not go with the configuration")
+        return self.run(
+            x,
+            y,
+            scale,
+            signs=signs,
+            sign_rows=sign_rows,
+            inner=inner,
+            grid=self.configuration.tiles(elements),
+            seed=seed,
+        )
 
 
 class EmulatedCopy(Program):

@@ -16,10 +16,15 @@ os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
 
 import torch
 
+from hadacore import hadamard_transform
 from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
-from hadacore.elements import CUDA_ELEMENTS
+from hadacore.backends.cuda.passes import prepare_passes, run_passes
+from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.kernels.architectures import architecture_of
+from hadacore.kernels.base_configurations import base_candidates
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+from hadacore.kernels.passes import passes_of
+from hadacore.matrices import factor
 
 
 def main() -> None:
@@ -43,7 +48,52 @@ def main() -> None:
                     torch.cuda.synchronize()
                     assert torch.isfinite(out).all()
                     launched += 1
+        launched += _orders(element) + _several_passes(element)
     print(f"{launched} launches on {torch.cuda.get_device_name()}")
+
+
+def _orders(element: Element) -> int:
+    """Every candidate of some sizes m * 2^k, with signs, and a base of the caller's."""
+    device = torch.cuda.current_device()
+    architecture = architecture_of(torch.cuda.get_device_capability(device))
+    launched = 0
+    for size in (20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336):
+        matrix = factor(size)
+        signs = torch.ones(size, dtype=element.dtype, device="cuda")
+        for candidate in base_candidates(element.cuda_code, matrix.base_order, matrix.log2, architecture):
+            for signs_are in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
+                x = torch.randn(7, size, device="cuda").to(element.dtype)
+                out = torch.empty_like(x)
+                prepared = prepare(candidate.with_options(signs_are, False), 7, device)
+                used = None if signs_are == NO_SIGNS else signs
+                launch_prepared(prepared, device, kernel_arguments(x, out, 1.0, 7, size, used, None))
+                torch.cuda.synchronize()
+                assert torch.isfinite(out).all()
+                launched += 1
+        base = torch.randn(matrix.base_order, matrix.base_order, device="cuda")
+        assert torch.isfinite(hadamard_transform(x, base=base)).all()
+    return launched
+
+
+def _several_passes(element: Element) -> int:
+    """The kernels of the passes of a few sizes: three rows, two of them in a group."""
+    device = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(device)
+    launched = 0
+    for log2_size, split in ((16, (11, 5)), (18, (11, 7)), (20, (11, 9)), (22, (11, 6, 5))):
+        signs = torch.ones(1 << log2_size, dtype=element.dtype, device="cuda")
+        for signs_are in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
+            x = torch.randn(3, 1 << log2_size, device="cuda").to(element.dtype)
+            out = torch.empty_like(x)
+            passes = passes_of(
+                element.cuda_code, log2_size, 3, (properties.major, properties.minor), properties.multi_processor_count,
+                signs_are, split=split, group_bytes=8 << log2_size,
+            )  # fmt: skip
+            run_passes(prepare_passes(passes, device), x, out, 1.0, None if signs_are == NO_SIGNS else signs, device)
+            torch.cuda.synchronize()
+            assert torch.isfinite(out).all()
+            launched += len(passes.launches)
+    return launched
 
 
 if __name__ == "__main__":

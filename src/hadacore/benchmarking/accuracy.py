@@ -16,21 +16,23 @@ from torch import Tensor
 
 from hadacore.matrices import hadamard_matrix
 
-_SPLIT = 256  # sizes above are transformed as a product of two smaller matrices, which is as exact and much faster
+_SPLIT = 256  # sizes above are transformed as a product of smaller matrices, which is as exact and much faster
 
 
 def exact_transform(x: Tensor, scale: float | None = None) -> Tensor:
     """The transform of the last dimension in float64, by its definition: products with the matrix.
 
-    Uses :math:`H_{ab} = H_a \\otimes H_b`, thus with a row as an (a, b) matrix X, :math:`H_a X H_b`.
+    Uses :math:`H_{ab} = H_a \\otimes H_b`, one factor of at most 256 at a time.
     """
     n = x.shape[-1]
-    inner = min(n, _SPLIT)
-    rows = x.double().reshape(-1, n // inner, inner)
-    left = hadamard_matrix(n // inner, dtype=torch.float64, device=x.device)
-    right = hadamard_matrix(inner, dtype=torch.float64, device=x.device)
-    result = (left @ rows @ right).reshape(x.shape)
-    return result * (n**-0.5 if scale is None else scale)
+    values, inner = x.double(), 1
+    while inner < n:
+        factor = min(n // inner, _SPLIT)
+        values = values.reshape(x.numel() // (factor * inner), factor, inner)
+        matrix = hadamard_matrix(factor, dtype=torch.float64, device=x.device)
+        values = matrix @ values if inner > 1 else values.squeeze(2) @ matrix
+        inner *= factor
+    return values.reshape(x.shape) * (n**-0.5 if scale is None else scale)
 
 
 def relative_error(y: Tensor, exact: Tensor) -> float:

@@ -18,11 +18,15 @@ from hadacore.backends.cuda.requirements import compiler_version
 from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, KernelConfiguration, candidates
-from hadacore.kernels.source import constants, kernel_source
-from hadacore.matrices import MAXIMUM_SIZE, check_size
+from hadacore.kernels.base_configurations import base_candidates
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+from hadacore.kernels.passes import kernels_of
+from hadacore.kernels.source import Configuration, constants, kernel_source
+from hadacore.matrices import MAXIMUM_SIZE, Factorization, check_size, factor
 
-ALL_SIZES = tuple(1 << k for k in range(MAXIMUM_SIZE.bit_length()))
+# Sizes of models that between them use every line of the table for m * 2^k, and every way a size can be odd.
+_ORDERS = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
+ALL_SIZES = (*(1 << k for k in range(MAXIMUM_SIZE.bit_length())), *_ORDERS)
 DTYPES = tuple(element.name for element in CUDA_ELEMENTS)
 
 # A worker imports torch before it compiles anything; fewer kernels than this are quicker without another one.
@@ -35,7 +39,7 @@ class Kernel:
 
     dtype: str
     architecture: str
-    configuration: KernelConfiguration
+    configuration: Configuration
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,15 @@ def kernels_for(
         dtypes: Names of element types.
         architectures: Such as ``"sm_90a"``.
         signs: Also with random signs before, and after, the transform.
-        strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector have no such kernel.
+        strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector, and transforms in several
+            passes, have no such kernel.
 
     Raises:
         TypeError, ValueError: There is no such size, type or architecture.
     """
     sign_variants = (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER) if signs else (NO_SIGNS,)
     sizes, dtypes = tuple(sizes), tuple(dtypes)
-    kernels = []
+    kernels: list[Kernel] = []
     for architecture in architectures:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -93,13 +98,38 @@ def kernels_for(
             if code is None:
                 raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
             for size in sizes:
-                log2_size = check_size(size).bit_length() - 1
+                found_matrix = factor(check_size(size))
+                if found_matrix.base_order > 1:
+                    kernels += _base_kernels(code, found_matrix, dtype, architecture, sign_variants, strided)
+                    continue
+                log2_size = size.bit_length() - 1
+                if log2_size > MAXIMUM_LOG2_ROW:
+                    for with_signs in sign_variants:
+                        found = kernels_of(code, log2_size, ARCHITECTURES[architecture], with_signs)
+                        kernels += [Kernel(dtype, architecture, c) for c in found]
+                    continue
                 stride_variants = (False, True) if strided and size >= BY_NAME[dtype].vector_elements else (False,)
                 for candidate in candidates(code, log2_size, ARCHITECTURES[architecture]):
                     for with_signs, with_strides in itertools.product(sign_variants, stride_variants):
                         c = candidate.configuration.with_options(with_signs, with_strides)
                         kernels.append(Kernel(dtype, architecture, c))
     return tuple(dict.fromkeys(kernels))
+
+
+def _base_kernels(
+    code: int, matrix: Factorization, dtype: str, architecture: str, sign_variants: tuple[int, ...], strided: bool
+) -> Iterator[Kernel]:
+    """Kernels of a size m * 2^k. An inverse has another matrix where it is not symmetric."""
+    stride_variants = (False, True) if strided and matrix.n % BY_NAME[dtype].vector_elements == 0 else (False,)
+    transposes = (False,) if matrix.symmetric else (False, True)
+    for transposed in transposes:
+        found = base_candidates(
+            code, matrix.base_order, matrix.log2, ARCHITECTURES[architecture], transposed=transposed
+        )
+        for c, with_signs, with_strides in itertools.product(found, sign_variants, stride_variants):
+            # Signs come after the transform exactly where it is the inverse.
+            if matrix.symmetric or with_signs == NO_SIGNS or transposed == (with_signs == SIGNS_AFTER):
+                yield Kernel(dtype, architecture, c.with_options(with_signs, with_strides))
 
 
 def compile_one(kernel: Kernel, folder: Path, check: bool = False) -> Compiled:

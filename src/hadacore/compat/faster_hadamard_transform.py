@@ -17,7 +17,7 @@ def hadamard_transform(x: Tensor, inplace: bool = False) -> Tensor:
     r"""Orthonormal Walsh-Hadamard transform of the last dimension, :math:`y = n^{-1/2} H x`.
 
     Args:
-        x: ``(..., n)``, float16 or bfloat16 (and, unlike the original, float32), ``n`` a power of two up to 32768.
+        x: ``(..., n)``, float16 or bfloat16 (and, unlike the original, float32), ``n`` a power of two up to 2^30.
         inplace: Write the result over ``x`` and return ``x``.
 
     Returns:

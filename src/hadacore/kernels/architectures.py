@@ -35,6 +35,11 @@ class Architecture:
         """Whether a kernel can be started before the stream's previous one has ended."""
         return self.capability >= HOPPER
 
+    @property
+    def has_wgmma(self) -> bool:
+        """Whether groups of 4 warps multiply from shared memory by ``wgmma``, which only compute capability 9.0 does."""
+        return self.capability == HOPPER
+
 
 _KIB = 1024
 ARCHITECTURES: tuple[Architecture, ...] = (

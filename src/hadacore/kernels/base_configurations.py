@@ -10,6 +10,7 @@ rounds and adds more.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
@@ -20,7 +21,7 @@ BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
 #: Column bits that the registers of one warp hold.
 MAXIMUM_LOG2_COLUMNS = 8
 
-_REGISTERS = 65536  # of a multiprocessor
+_FLOAT32 = 2  # ELEMENT
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class BaseConfiguration:
     @property
     def log2_group(self) -> int:
         """Column bits of a group, 8 vectors of 16 bytes."""
-        return 5 if self.element_code == 2 else 6
+        return 5 if self.element_code == _FLOAT32 else 6
 
     @property
     def groups(self) -> int:
@@ -128,9 +129,17 @@ class BaseConfiguration:
             blocks = min(blocks, multiprocessors * self.minimum_blocks)
         return blocks * self.splits
 
+    def with_options(self, signs: int, strided: bool) -> BaseConfiguration:
+        """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""
+        if signs == NO_SIGNS and not strided:
+            return self
+        return replace(self, signs=signs, strided=strided, minimum_blocks=max(1, self.minimum_blocks - 1))
+
     def runs_on(self, architecture: Architecture) -> bool:
         """Whether a GPU of this architecture has the features and the shared memory."""
         if self.programmatic and not architecture.has_programmatic_launch:
+            return False
+        if self.wgmma and not architecture.has_wgmma:
             return False
         return self.shared_bytes <= architecture.shared_memory_per_block
 
@@ -138,6 +147,7 @@ class BaseConfiguration:
         """The ``-D`` constants of this kernel."""
         return {
             "ELEMENT": self.element_code,
+            "OUTPUT": self.element_code,
             "ORDER": self.order,
             "LOG2_SIZE": self.log2_size,
             "LOG2_TILES": 0,
@@ -175,24 +185,118 @@ def base_source(element_code: int, float32_base: bool | None) -> int:
     return BASE_OF_FLOAT32 if float32_base else BASE_OF_ELEMENTS
 
 
-def merged_columns(order: int, log2_columns: int, base: int) -> int:
-    """How many column bits are merged into the base. It decides the rounding of fp32 sums, so it depends on the size alone."""
+def merged_columns(order: int, log2_columns: int, element_code: int, base: int) -> int:
+    """How many column bits are merged into the base. It decides the order of fp32 sums, so it depends on the size alone.
+
+    The caller's base is read entry by entry, so it grows as little as it can. This library's costs two instructions a
+    register: 64 columns of up to 160 rows, or 128 of up to 232, keep most of a multiprocessor's registers busy with
+    few instructions (docs/experiments.md has the alternatives); what is left takes 256.
+    """
     least = max(0, log2_columns - MAXIMUM_LOG2_COLUMNS)
     if base != BASE_SIGNS:
         return least
-    wanted = max(0, log2_columns - 7)
-    return wanted if order << wanted <= 240 else least
+    if (
+        element_code == _FLOAT32
+    ):  # 32 accumulators a tile at 64 columns; three parts of everything leave no room for more
+        merged = max(0, log2_columns - 6)
+        return merged if order << merged <= 1024 else least
+    merged = max(0, log2_columns - 7)
+    if order << merged > 232:
+        return least
+    if log2_columns - merged == 7 and order << merged <= 80:
+        return merged + 1
+    return merged
 
 
-def _many_rows(c: BaseConfiguration, accumulators: int) -> BaseConfiguration:
-    tiles = max(1, min(128 // accumulators, c.order_tiles))
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table: for ``groups`` of columns and up to ``order_tiles`` tiles."""
+
+    groups: int
+    order_tiles: int
+    tiles: int  # a warp
+    order_warps: int
+    units: int
+    stages: int
+    minimum_blocks: int
+    wgmma: bool = False
+    splits: int = 1
+
+
+# Many rows, measured on one H100 (2^25 and 2^23 elements, float16, cold; docs/performance.md). One warp a row, or a few, straight
+# from global memory while the base is small; then panels in shared memory, by one group of 4 warps and as many blocks as
+# fit, since blocks that are at different steps overlap products, additions and memory (172 x 64, 2^25: 1.08 by two blocks
+# of 4 warps, 1.16 by one of 12); then by as many warps as it takes.
+_SIXTEEN_BIT_HOPPER = (
+    _Row(1, 1, 1, 1, 8, 0, 2), _Row(1, 2, 1, 2, 2, 0, 3), _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
+    _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True), _Row(1, 16, 2, 8, 1, 2, 1, True),
+    _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3), _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
+    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 3, True), _Row(2, 6, 2, 4, 1, 2, 2, True),
+    _Row(2, 7, 2, 4, 1, 2, 2), _Row(2, 8, 1, 8, 1, 2, 1, True), _Row(2, 12, 1, 12, 1, 2, 1, True),
+    _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
+    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
+)  # fmt: skip
+
+
+def _generic_row(c: BaseConfiguration) -> _Row:
+    """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread, 32 for float32."""
+    limit, accumulators = (32, 16 * c.groups) if c.element_code == _FLOAT32 else (64, 32 * c.groups)
+    tiles = max(1, min(limit // accumulators, c.order_tiles))
     warps = -(-c.order_tiles // tiles)
     splits = -(-warps // 8)
     warps = -(-warps // splits)
-    if warps == 1 and c.order_tiles * c.groups <= 4 and splits == 1:
-        return replace(c, tiles=tiles, units=4, minimum_blocks=2)
-    c = replace(c, tiles=tiles, order_warps=warps, splits=splits)
-    return replace(c, stages=1)
+    if c.order_tiles * c.groups <= 2 and splits == 1:
+        return _Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 0, 1)
+    return _Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 2, 1, splits=splits)
+
+
+def _with_row(c: BaseConfiguration, row: _Row) -> BaseConfiguration:
+    return replace(
+        c, tiles=row.tiles, order_warps=row.order_warps, units=row.units, stages=row.stages, splits=row.splits,
+        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma,
+    )  # fmt: skip
+
+
+def _fewer_rows(c: BaseConfiguration) -> tuple[BaseConfiguration, ...]:
+    """The same products by more, smaller blocks: fewest rows first."""
+    if c.order_tiles * c.groups <= 2 or (c.stages == 0 and c.units > 1):
+        return (replace(c, units=1),) if c.units > 1 else ()
+    spread = []
+    for warps in (4, 8):
+        splits = -(-c.order_tiles // warps)
+        if splits > c.splits:
+            spread.append(replace(c, tiles=1, order_warps=warps, units=1, stages=1, splits=splits, minimum_blocks=1))
+    return tuple(spread)
+
+
+def base_candidates(
+    element_code: int, order: int, log2_columns: int, architecture: Architecture, *, base: int = BASE_SIGNS,
+    transposed: bool = False,
+) -> tuple[BaseConfiguration, ...]:  # fmt: skip
+    """The configurations of a size ``order * 2^log2_columns``, fewest rows first; all give the same bits."""
+    merged = merged_columns(order, log2_columns, element_code, base)
+    tiles = -(-(order << merged) // 16)
+    plain = BaseConfiguration(
+        element_code, order << merged, merged, log2_columns - merged, tiles, base=base, transposed=transposed,
+        programmatic=AFTER_LOADS if architecture.has_programmatic_launch else ALONE,
+    )  # fmt: skip
+    listed: Iterable[_Row] = ()
+    if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
+        listed = (
+            row for row in _SIXTEEN_BIT_HOPPER if row.groups == plain.groups and row.order_tiles >= plain.order_tiles
+        )
+    row = next(iter(listed), _generic_row(plain))
+    if row.wgmma and plain.log2_size < 4:
+        row = _generic_row(plain)
+    many = _with_row(plain, row)
+    found = []
+    for c in (*_fewer_rows(many), many):
+        # Where shared memory does not hold two panels, one; where not even one, vectors come from global memory.
+        while c.stages > 0 and not c.runs_on(architecture):
+            c = replace(c, stages=c.stages - 1, wgmma=c.wgmma and c.stages > 1)
+        found.append(c)
+    # Products of another kind would give other bits.
+    return tuple(c for c in found if c.wgmma == found[-1].wgmma)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -200,17 +304,11 @@ def choose_base(
     element_code: int, order: int, log2_columns: int, rows: int, capability: Capability, multiprocessors: int,
     signs: int = NO_SIGNS, strided: bool = False, *, base: int = BASE_SIGNS, transposed: bool = False,
 ) -> BaseConfiguration:  # fmt: skip
-    """The configuration for ``rows`` rows of size ``order * 2^log2_columns`` on a GPU."""
+    """The configuration for ``rows`` rows of size ``order * 2^log2_columns`` on a GPU.
+
+    Spread over more blocks as long as they find room at once.
+    """
     architecture = architecture_of(capability)
-    merged = merged_columns(order, log2_columns, base)
-    tiles = -(-(order << merged) // 16)
-    plain = BaseConfiguration(
-        element_code, order << merged, merged, log2_columns - merged, tiles, base=base, transposed=transposed,
-        signs=signs, strided=strided,
-        programmatic=AFTER_LOADS if architecture.has_programmatic_launch else ALONE,
-    )  # fmt: skip
-    accumulators = plain.groups * (16 if element_code == 2 else 32)
-    chosen = _many_rows(plain, accumulators)
-    if not chosen.runs_on(architecture):
-        chosen = replace(chosen, stages=0)
-    return chosen
+    found = base_candidates(element_code, order, log2_columns, architecture, base=base, transposed=transposed)
+    chosen = next((c for c in found[:-1] if c.grid(rows, multiprocessors) <= 1.5 * multiprocessors), found[-1])
+    return chosen.with_options(signs, strided)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 
-MAXIMUM_LOG2_SIZE = 15
+MAXIMUM_LOG2_ROW = 15  # of one kernel; larger transforms take several passes (passes.py)
 TILE_LOG2 = 8  # a warp's tile is 256 elements
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
@@ -50,6 +50,8 @@ class KernelConfiguration:
             ``ALONE`` is an ordinary launch.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER`` the transform.
         strided: Rows lie at two-level strides rather than one after the other.
+        output_code: ``exchange_rows`` only: ``OUTPUT`` of the CUDA text, the type of the results, where it is not the
+            element's.
     """
 
     kernel: str
@@ -65,6 +67,7 @@ class KernelConfiguration:
     programmatic: int = ALONE
     signs: int = NO_SIGNS
     strided: bool = False
+    output_code: int | None = None
 
     # Derived values are stored, because a launch reads them and must not recompute them.
     threads: int = field(init=False, repr=False, compare=False)
@@ -90,6 +93,8 @@ class KernelConfiguration:
                 shared += 8  # the mbarrier of the exchange
         elif self.log2_tiles != max(0, self.log2_size - TILE_LOG2):
             raise ValueError(f"a warp must hold the whole row: {self}")
+        elif self.output != self.element_code:
+            raise ValueError(f"warp_rows stores what it loads, elements of one type: {self}")
         object.__setattr__(self, "threads", 32 * self.warps)
         object.__setattr__(self, "shared_bytes", shared)
 
@@ -97,6 +102,11 @@ class KernelConfiguration:
     def size(self) -> int:
         """Elements of a row."""
         return 1 << self.log2_size
+
+    @property
+    def output(self) -> int:
+        """``OUTPUT`` of the CUDA text: the element type of the results."""
+        return self.element_code if self.output_code is None else self.output_code
 
     @property
     def tiles(self) -> int:
@@ -135,6 +145,8 @@ class KernelConfiguration:
             parts += [f"{self.cluster} blocks/row", f"{self.passes} exchange pass" + ("es" if self.passes > 1 else "")]
             if self.prefetch:
                 parts.append("prefetch")
+            if self.output != self.element_code:
+                parts.append("float32 results" if self.output == 2 else "16-bit results")
         if self.programmatic:
             where = {AFTER_WAIT: "its wait", AFTER_LOADS: "its loads", BEFORE_EXCHANGE: "its transform"}
             parts.append(f"next kernel from after {where[self.programmatic]}")

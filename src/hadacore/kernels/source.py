@@ -11,26 +11,28 @@ from importlib import resources
 
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
 from hadacore.kernels.base_signs import base_signs_text, dense_base
+from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
 
-Configuration = KernelConfiguration | BaseConfiguration
+Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
 
-# In the order in which the compiler reads them. `None` is where the kernel itself goes.
+# In the order in which the compiler reads them, then those of the kernel.
 _PARTS: tuple[tuple[str, str], ...] = (
     ("hadacore.kernels.cuda", "ptx.cuh"),
     ("hadacore.kernels.cuda", "element.cuh"),
     ("hadacore.kernels.cuda", "signs.cuh"),
-    ("hadacore.kernels.cuda", "rows.cuh"),
-    ("hadacore.kernels.cuda", "tile.cuh"),
+    ("hadacore.kernels.cuda", "programmatic.cuh"),
+    ("hadacore.kernels.cuda", "butterflies.cuh"),
     ("hadacore.epilogues", "scale_and_round.cuh"),
 )
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
-    "warp_rows": ("warp_rows.cu",),
-    "exchange_rows": ("staging.cuh", "exchange.cuh", "exchange_rows.cu"),
-    "base_rows": ("base.cuh", "panel.cuh", "base_rows.cu"),
+    "warp_rows": ("rows.cuh", "tile.cuh", "warp_rows.cu"),
+    "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "exchange_rows.cu"),
+    "base_rows": ("rows.cuh", "tile.cuh", "base.cuh", "panel.cuh", "base_rows.cu"),
+    "columns": ("columns.cu",),
 }
 
 
@@ -69,8 +71,22 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     c = configuration
     if isinstance(c, BaseConfiguration):
         return tuple((name, str(value)) for name, value in c.constants().items())
+    if isinstance(c, ColumnsConfiguration):
+        values = {
+            "ELEMENT": c.element_code,
+            "OUTPUT": c.output_code,
+            "LOG2_POINTS": c.log2_points,
+            "LOWER_BITS": c.lower_bits,
+            "COLUMNS": c.columns,
+            "WARPS": c.warps,
+            "MIN_BLOCKS": c.minimum_blocks,
+            "PROGRAMMATIC": c.programmatic,
+            "SIGNS": c.signs,
+        }
+        return tuple((name, str(value)) for name, value in values.items())
     values = {
         "ELEMENT": c.element_code,
+        "OUTPUT": c.output,
         "LOG2_SIZE": c.log2_size,
         "LOG2_TILES": c.log2_tiles,
         "WARPS": c.warps,

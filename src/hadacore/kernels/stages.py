@@ -2,13 +2,16 @@
 
 A Walsh-Hadamard transform of size ``2^k`` is one 2x2 butterfly on each of the ``k`` index bits, in any order. A stage
 contracts some bits at once; a schedule is sound if its stages contract every bit exactly once, which
-:func:`stages_of` checks.
+:func:`check_bits` checks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hadacore.kernels.base_configurations import BaseConfiguration
+from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
 
 TENSOR_CORES_EXACT = "Tensor Cores"
@@ -27,17 +30,19 @@ class Stage:
         bits: The index bits it contracts, lowest first.
         holder: Who holds those bits when it starts.
         note: Instruction and rounding.
+        base_order: Order of the base matrix, if it contracts the index above all bits as well.
     """
 
     unit: str
     bits: tuple[int, ...]
     holder: str
     note: str
+    base_order: int = 1
 
     @property
     def radix(self) -> int:
         """Points of the transform that the stage contracts."""
-        return 1 << len(self.bits)
+        return self.base_order << len(self.bits)
 
 
 def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
@@ -89,9 +94,68 @@ def stages_of(configuration: KernelConfiguration) -> tuple[Stage, ...]:
         memory = "distributed shared memory" if configuration.cluster > 1 else "shared memory"
         note = f"fp32 butterflies after one trip through {memory}"
         stages.append(Stage(EXCHANGE, tuple(range(top, configuration.log2_size)), holders, note))
-    contracted = sorted(bit for stage in stages for bit in stage.bits)
-    if contracted != list(range(configuration.log2_size)):
-        raise ValueError(
-            f"index bits {contracted} are contracted, expected 0..{configuration.log2_size - 1}: {configuration}"
-        )
+    check_bits(stages, configuration.log2_size, str(configuration))
     return tuple(stages)
+
+
+def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
+    """The stages of ``base_rows.cu``: the base with the bits merged into it, then the columns that a warp holds.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    c = configuration
+    log2_columns = c.log2_size + c.log2_merge
+    instruction = "wgmma.m64n64k16" if c.wgmma else "mma.m16n8k16"
+    parts = " on three bfloat16 parts" if c.element_code == 2 else ""
+    merged = tuple(range(c.log2_size, log2_columns))
+    panel = "rows of the panel" + (", in shared memory" if c.stages else "")
+    note = f"{c.order} multiply-adds an element, {instruction} on the input{parts}, fp32 accumulators"
+    stages = [Stage(TENSOR_CORES_EXACT, merged, panel, note, c.order >> c.log2_merge)]
+    split = f"{instruction} twice, accumulators as bfloat16 high + low"
+    columns = range(c.log2_size)
+    vector = c.log2_group - 3
+    if c.wgmma and c.log2_size >= 6:
+        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(range(6)), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, columns[6:], "which group of columns")]
+    elif c.wgmma:
+        split = split.replace(instruction, "mma.m16n8k16")
+        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 1, 2, 3), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, columns[4:], "which product")]
+    elif c.element_code != 2 and c.log2_size >= 6:
+        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 3, 4, 5), "accumulators and lane bits 0 1", split))
+        groups = [(REGISTERS, range(1, 3), "which product"), (REGISTERS, columns[6:], "which group of columns")]
+    else:
+        groups = [
+            (REGISTERS, range(vector), "which product"),
+            (LANES, range(vector, vector + 2), "lane bits 0 1"),
+            (REGISTERS, range(vector + 2, c.log2_size), "accumulator pair, which group of columns"),
+        ]
+    stages += _butterflies(groups, c.log2_size)
+    check_bits(stages, log2_columns, str(c))
+    return tuple(stages)
+
+
+def column_stages(configuration: ColumnsConfiguration, first_bit: int) -> tuple[Stage, ...]:
+    """The stages of ``columns.cu``, where the lowest index bit that it contracts is ``first_bit`` of the row."""
+    middle, end = first_bit + configuration.lower_bits, first_bit + configuration.log2_points
+    return (
+        Stage(REGISTERS, tuple(range(first_bit, middle)), "which of a thread's points", "fp32 butterflies"),
+        Stage(
+            EXCHANGE,
+            tuple(range(middle, end)),
+            f"threads of {configuration.warps} warps",
+            "fp32 butterflies after one trip through shared memory",
+        ),
+    )
+
+
+def check_bits(stages: Sequence[Stage], log2_size: int, of: str) -> None:
+    """Check that the stages contract every index bit of a row exactly once.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    contracted = sorted(bit for stage in stages for bit in stage.bits)
+    if contracted != list(range(log2_size)):
+        raise ValueError(f"index bits {contracted} are contracted, expected 0..{log2_size - 1}: {of}")

@@ -14,7 +14,7 @@ from hadacore.matrices.orders import VERSION, Factorization, base_matrix, factor
 __all__ = ["Factorization", "MAXIMUM_SIZE", "check_size", "describe", "factor", "hadamard_matrix", "known_orders"]
 
 #: The largest power of two that is transformed.
-MAXIMUM_SIZE = 1 << 15
+MAXIMUM_SIZE = 1 << 30
 
 _LARGEST_DENSE = 1 << 15  # a float32 matrix of this order takes 4 GiB
 

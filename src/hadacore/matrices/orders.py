@@ -24,7 +24,7 @@ from hadacore.matrices.finite_fields import prime_power
 from hadacore.matrices.tables import DIFFERENCE_SETS, WILLIAMSON
 
 VERSION = 1
-LARGEST_ORDER = 1 << 20  # to bound the time of a look-up; there is nothing special about it
+LARGEST_ORDER = 1 << 20  # but of powers of two; to bound the time of a look-up, there is nothing special about it
 
 _CACHED_ORDER = 1024
 
@@ -175,12 +175,14 @@ def construction(order: int) -> Construction | None:
 @lru_cache(maxsize=4096)
 def find(n: int) -> Factorization | None:
     """The factorization of order ``n``, None if the order is not known here."""
-    if not 1 <= n <= LARGEST_ORDER:
+    if n < 1:
         return None
     twos = (n & -n).bit_length() - 1
     odd = n >> twos
     if odd == 1:
         return Factorization(n, 1, twos, None)
+    if n > LARGEST_ORDER:
+        return None
     for k in range(twos - 2, -1, -1):
         found = construction(n >> k)
         if found is not None:
@@ -230,9 +232,11 @@ def factor(n: int) -> Factorization:
     """
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"the order of a Hadamard matrix must be an integer, got {n!r} of type {type(n).__name__}")
-    if not 1 <= n <= LARGEST_ORDER:
-        raise ValueError(f"the order of a Hadamard matrix must be from 1 to {LARGEST_ORDER} here, got {n}")
     found = find(n)
+    if found is None and not 1 <= n <= LARGEST_ORDER:
+        raise ValueError(
+            f"the order of a Hadamard matrix must be a power of two or from 1 to {LARGEST_ORDER} here, got {n}"
+        )
     if found is None:
         why = "orders other than 1 and 2 are multiples of 4" if n % 4 else "no construction in this library gives it"
         raise ValueError(f"no Hadamard matrix of order {n} is known here: {why}. {_usable(n)}")

@@ -6,7 +6,9 @@ more than the launch itself.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hadacore.backends import Support
+from hadacore.backends.cuda.composed import LARGEST_ORDER, is_composed, transform_composed
 from hadacore.backends.cuda.load import load_kernel
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
@@ -21,12 +24,14 @@ from hadacore.elements import BY_DTYPE, Element
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
-from hadacore.kernels.configurations import NO_SIGNS, choose, signs_placement
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
 from hadacore.matrices import factor
 
-_VECTOR_BYTES = 16
+VECTOR_BYTES = 16
 _PREPARED_LIMIT = 4096
+_MAXIMUM_ROW = 1 << MAXIMUM_LOG2_ROW
+_LARGEST_SINGLE = LARGEST_ORDER  # the base of a smaller size fits the kernel, whatever its order
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def support(device: torch.device | None = None) -> Support:
 
 
 def launch_shape(configuration: Configuration, rows: int, multiprocessors: int) -> dict[str, Any]:
-    """The launch of ``rows`` rows as keyword arguments of ``cuda.core.LaunchConfig``."""
+    """The launch of ``rows`` rows (of ``columns.cu``, tiles) as keyword arguments of ``cuda.core.LaunchConfig``."""
     shape: dict[str, Any] = {
         "grid": configuration.grid(rows, multiprocessors),
         "block": configuration.threads,
@@ -111,9 +116,8 @@ def choose_for_device(request: Request) -> Configuration:
     rows = r.elements // r.size
     if r.base_order == 0 and r.size & (r.size - 1) == 0:
         return choose(code, r.size.bit_length() - 1, rows, capability, processors, r.signs, r.strided)
-    if r.base_order:
-        order, transposed = r.base_order, False
-    else:
+    order, transposed = r.base_order, False
+    if order == 0:
         found = factor(r.size)
         order, transposed = found.base_order, r.inverse and not found.symmetric
     base = base_source(code, None if r.base_dtype is None else r.base_dtype == torch.float32)
@@ -185,11 +189,20 @@ def _enter_thread(device_index: int) -> None:
     _thread.devices = {*getattr(_thread, "devices", ()), device_index}
 
 
+@contextlib.contextmanager
+def enter_device(device_index: int) -> Iterator[None]:
+    """Make a device the current one, in a thread that has used it or not."""
+    with torch.cuda.device(device_index):
+        if device_index not in getattr(_thread, "devices", ()):
+            _enter_thread(device_index)
+        yield
+
+
 def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides) -> bool:
     """Whether rows at strides can be read and written in aligned 16-byte vectors, if the first ones can."""
     item = x.element_size()
     starts = (size, strides.x_outer, strides.x_inner, strides.out_outer, strides.out_inner)
-    return all(start * item % _VECTOR_BYTES == 0 for start in starts)
+    return all(start * item % VECTOR_BYTES == 0 for start in starts)
 
 
 def _prepare_for(request: Request) -> PreparedLaunch:
@@ -241,10 +254,21 @@ def transform(
     """
     if x.numel() == 0:
         return
-    if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % _VECTOR_BYTES):
+    if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % VECTOR_BYTES):
         signs = signs.clone(memory_format=torch.contiguous_format)
+    if size > _MAXIMUM_ROW and base is None and size & (size - 1) == 0:
+        from hadacore.backends.cuda import passes  # which imports this module
+
+        passes.transform(x, out, size, scale, signs, inverse)
+        return
+    if size > _LARGEST_SINGLE:
+        order = factor(size).base_order if base is None else base.shape[0]
+        log2_columns = (size // order).bit_length() - 1
+        if is_composed(order, log2_columns):
+            transform_composed(transform, x, out, order, log2_columns, scale, signs, inverse, base)
+            return
     strides = None
-    direct = (x.data_ptr() | out.data_ptr()) % _VECTOR_BYTES == 0  # without a copy
+    direct = (x.data_ptr() | out.data_ptr()) % VECTOR_BYTES == 0  # without a copy
     if direct and not (x.is_contiguous() and out.is_contiguous()):
         strides = row_strides(x, out, size)
         direct = strides is not None and vectors_fit(x, out, size, strides)

@@ -30,7 +30,7 @@ constexpr int kResults = 4 * kVectorElements;  // accumulators of a lane for one
 constexpr bool kSecondProduct = WGMMA || (kSixteenBit && !kPackedUnits);
 static_assert(!WGMMA || (kSixteenBit && kDataParts == 1 && LOG2_SIZE >= 4 && STAGES > 0 && ORDER_WARPS % 4 == 0), "wgmma's bounds");
 // The words of the base stay in registers if they are few; the loop over steps is then unrolled as a whole.
-constexpr bool kResident = kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
+constexpr bool kResident = kSixteenBit && kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
 constexpr bool kHeld = STAGES == 0 && kSteps * kGroups <= 4;  // all vectors are loaded before the first is used
 
 constexpr bool kWideProduct = WGMMA && !kPackedUnits;  // all column bits of a group by wgmma
@@ -100,7 +100,19 @@ __device__ __forceinline__ void make_fragments(u32 (&b)[kVectorElements][kDataPa
   }
 }
 
-// One step of K: 16 rows of the panel, all tiles and groups of the warp. Small parts first: the sum loses less.
+// All products of parts that count. Small ones first: the sum loses less.
+__device__ __forceinline__ void multiply_parts(float (&sum)[4], const BaseFragment (&h)[kBaseParts], const u32 (&b)[kDataParts][2]) {
+#pragma unroll
+  for (int order = kLastOrder; order >= 0; --order) {
+#pragma unroll
+    for (int p = 0; p < kBaseParts; ++p) {
+      const int d = order - p;
+      if (d >= 0 && d < kDataParts) mma_base(sum, h[p], b[d % kDataParts][0], b[d % kDataParts][1]);
+    }
+  }
+}
+
+// One step of K: 16 rows of the panel, all tiles and groups of the warp.
 template <typename Vectors>
 __device__ __forceinline__ void multiply_step(Accumulators (&value)[WARP_TILES][kGroups], const BaseFragment (&h)[WARP_TILES][kBaseParts], Vectors vectors) {
 #pragma unroll
@@ -111,15 +123,19 @@ __device__ __forceinline__ void multiply_step(Accumulators (&value)[WARP_TILES][
     u32 b[kVectorElements][kDataParts][2];
     make_fragments(b, vector);
 #pragma unroll
-    for (int order = kLastOrder; order >= 0; --order) {
+    for (int tile = 0; tile < WARP_TILES; ++tile) {
 #pragma unroll
-      for (int p = 0; p < kBaseParts; ++p) {
-        const int d = order - p;
-        if (d < 0 || d >= kDataParts) continue;
+      for (int q = 0; q < kVectorElements; ++q) {
+        float(&sum)[4] = value[tile][group][q];
+        if (kSixteenBit) {
+          multiply_parts(sum, h[tile], b[q]);
+        } else {
+          // Tensor Cores cut sums off where an addition rounds, always towards zero, and float32 shows it: the error of
+          // 924 terms in one accumulator is 2e-6. So each step starts from 0, and is added to the sum as floats are.
+          float step[4] = {0.f, 0.f, 0.f, 0.f};
+          multiply_parts(step, h[tile], b[q]);
 #pragma unroll
-        for (int tile = 0; tile < WARP_TILES; ++tile) {
-#pragma unroll
-          for (int q = 0; q < kVectorElements; ++q) mma_base(value[tile][group][q], h[tile][p], b[q][d][0], b[q][d][1]);
+          for (int i = 0; i < 4; ++i) sum[i] += step[i];
         }
       }
     }
@@ -340,12 +356,14 @@ struct Target {
     char* target = STRIDED ? element_of_y(r, row, offset_in_row(i + half, column + upper)) : first + distance(half, upper) * kElementBytes;
     if (kGathered) {
 #pragma unroll
-      for (int e = 0; e < COUNT; ++e) {
-        const i64 row_of_element = row_of(unit, column + upper + e);
-        if (row_of_element >= r.rows) continue;
-        target = element_of_y(r, row_of_element, offset_in_row(i + half, column + upper + e));
-        if (kSixteenBit) st_global_u16(target, word[e / 2] >> (16 * (e % 2)));
-        else st_global_u32(target, word[e % kWords]);
+      for (int e = 0; e < COUNT; e += kPiece) {
+        const i64 row_of_piece = row_of(unit, column + upper + e);
+        if (row_of_piece >= r.rows) continue;
+        target = element_of_y(r, row_of_piece, offset_in_row(i + half, column + upper + e));
+        const int w = e * kElementBytes / 4;
+        if (kPieceBytes == 8) st_global_v2(target, make_uint2(word[w], word[(w + 1) % kWords]));
+        else if (kPieceBytes == 4) st_global_u32(target, word[w]);
+        else st_global_u16(target, word[w] >> (16 * (e % 2)));
       }
     } else if (kWords == 4) {
       st_global_v4(target, make_uint4(word[0], word[1], word[2 % kWords], word[3 % kWords]));
@@ -429,6 +447,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
     };
     apply_base(base_matrix, resident, first_tile, lane, multiply);
+    // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
+    if (STAGES == 0) bar_warp_sync();
 
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) {

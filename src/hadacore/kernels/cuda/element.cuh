@@ -1,4 +1,4 @@
-// element.cuh: the element type, and what a lane holds of a tile.
+// element.cuh: the element types of input and output, and what a lane holds of a tile.
 //
 // A tile is 256 consecutive elements of a row (or, below size 256, of several consecutive rows), held by one
 // warp, 8 elements a lane. Index bits 7..0 of an element inside its tile sit as
@@ -16,6 +16,11 @@ constexpr int kVectorElements = 16 / kElementBytes;     // elements of one 16-by
 constexpr int kTileVectors = kSixteenBit ? 1 : 2;       // 16-byte accesses a lane makes for one tile
 constexpr int kTileWords = 4 * kTileVectors;            // 32-bit registers that hold a lane's part of a tile
 constexpr int kTileElements = 256;
+
+// Results have a type of their own: a transform in several passes keeps fp32 between them.
+constexpr bool kSixteenBitOutput = OUTPUT != FLOAT32;
+constexpr int kOutputBytes = kSixteenBitOutput ? 2 : 4;
+constexpr int kOutputVectorElements = 16 / kOutputBytes;
 
 // A lane's part of one tile, as it is in memory.
 struct PackedTile {
@@ -55,7 +60,16 @@ __device__ __forceinline__ void unpack(float (&value)[8], const PackedTile& tile
   }
 }
 
-// Two values rounded once to the element type and packed (16-bit elements).
+// Two values rounded once to the output type and packed (16-bit output).
 __device__ __forceinline__ u32 pack_pair(float low, float high) {
-  return ELEMENT == FLOAT16 ? cvt_rn_f16x2_f32(high, low) : cvt_rn_bf16x2_f32(high, low);
+  return OUTPUT == FLOAT16 ? cvt_rn_f16x2_f32(high, low) : cvt_rn_bf16x2_f32(high, low);
+}
+
+// WORDS consecutive 32-bit words.
+template <int WORDS>
+__device__ __forceinline__ void store_words(char* address, const u32 (&word)[WORDS]) {
+  static_assert(WORDS == 1 || WORDS == 2 || WORDS == 4, "one instruction");
+  if (WORDS == 4) st_global_v4(address, make_uint4(word[0], word[1 % WORDS], word[2 % WORDS], word[3 % WORDS]));
+  else if (WORDS == 2) st_global_v2(address, make_uint2(word[0], word[1 % WORDS]));
+  else st_global_u32(address, word[0]);
 }

@@ -26,9 +26,9 @@ constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
 
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
 constexpr int kShare = 8 * kPassTiles / kParts;
-constexpr int kGroup = kShare < kVectorElements ? kShare : kVectorElements;
+constexpr int kGroup = kShare < kOutputVectorElements ? kShare : kOutputVectorElements;
 constexpr int kSlots = kShare / kGroup;
-constexpr int kGroupWords = kGroup * kElementBytes / 4;
+constexpr int kGroupWords = kGroup * kOutputBytes / 4;
 static_assert(kGroup >= 2, "a thread must take at least half a quad of each part");
 static_assert(kSlots * kGroup * kParts == 8 * kPassTiles, "the threads' shares must cover the row exactly once");
 
@@ -137,10 +137,4 @@ __device__ __forceinline__ void wait_until_full(u32 shared) {
 #if CLUSTER > 1
   while (!mbarrier_try_wait_parity(shared + kFullBarrier, 0)) {}
 #endif
-}
-
-__device__ __forceinline__ void store_group(char* address, const u32 (&word)[kGroupWords]) {
-  if (kGroupWords == 4) st_global_v4(address, make_uint4(word[0], word[1 % kGroupWords], word[2 % kGroupWords], word[3 % kGroupWords]));
-  else if (kGroupWords == 2) st_global_v2(address, make_uint2(word[0], word[1 % kGroupWords]));
-  else st_global_u32(address, word[0]);
 }

@@ -12,9 +12,6 @@
 
 constexpr int kWordsPerRow = kTiles * kTileWords;
 
-// Distances in memory, so that every address is one of a thread's few base addresses plus a constant.
-constexpr int kPartBytes = kPartElements * kElementBytes;
-
 // The element, in its row, where output group (slot, part) of a thread starts in this pass.
 __device__ __forceinline__ int group_element(int pass, int group, int part) {
   return part * kPartElements + pass * kPassElements + group * kGroup;
@@ -48,7 +45,7 @@ __device__ __forceinline__ void load_signs_after(SignsAfter& sign_bits, const ch
 #pragma unroll
     for (int w = 0; w < kGroupWords; ++w)
       sign_bits.insert(first_sign_word(pass, slot) + part * kGroupWords + w,
-                       ld_global_u32(base + group_element(pass, first_group + slot * kThreads, part) * kElementBytes + 4 * w));
+                       ld_global_u32(base + group_element(pass, first_group + slot * kThreads, part) * kOutputBytes + 4 * w));
   }
 }
 
@@ -83,7 +80,7 @@ __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], c
     for (int part = 0; part < kParts; ++part) {
       u32 word[kGroupWords];
       scale_and_round(word, gathered[part], scale, sign_bits, first_sign_word(PASS, slot) + part * kGroupWords);
-      store_group(target + part * kPartBytes + (PASS * kPassElements + slot * kThreads * kGroup) * kElementBytes, word);
+      store_words(target + part * (kPartElements * kOutputBytes) + (PASS * kPassElements + slot * kThreads * kGroup) * kOutputBytes, word);
     }
   }
 }
@@ -127,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll 1
   do {
     const bool load_signs = first || problem.sign_rows > 1;  // they stay in registers for the rows that follow
-    const char* signs_of_row = problem.signs + (row % problem.sign_rows) * (i64)(kSize * kElementBytes);
+    const char* signs_of_row = problem.signs + (row % problem.sign_rows) * (i64)(kSize * kSignedBytes);
     first = false;
     if (SIGNS == SIGNS_BEFORE && load_signs) load_signs_before(signs_before, signs_of_row + lane_bytes);
     if (SIGNS == SIGNS_AFTER && PREFETCH && load_signs) load_all_signs_after(signs_after, signs_of_row, first_group);
@@ -147,8 +144,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     float value[kTiles][8];
     transform_tiles(value, packed, h, lane);
 
-    char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kElementBytes +
-                   first_group * (kGroup * kElementBytes);
+    char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
+                   first_group * (kGroup * kOutputBytes);
     wait_for_cluster();
     if (PREFETCH && kMeetBeforeWrite) bar_sync();
     exchange_pass<0>(value, write_at, shared, block, read_at, target, (float)scale, signs_after, signs_of_row, first_group);

@@ -21,6 +21,8 @@ constexpr bool kPackedUnits = LOG2_SIZE < kLog2Group;
 constexpr int kGroups = kPackedUnits ? 1 : kColumns >> kLog2Group;
 constexpr int kUnitRows = kPackedUnits ? (1 << kLog2Group) / kColumns : 1;
 constexpr bool kGathered = LOG2_SIZE < kLog2Vector;  // a vector holds elements of several rows, and is no vector in memory
+constexpr int kPiece = kGathered ? kColumns : kVectorElements;  // elements of a vector that are side by side in memory
+constexpr int kPieceBytes = kPiece * kElementBytes;             // 2, 4 or 8 where vectors are gathered
 constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
 constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
@@ -53,16 +55,26 @@ __device__ __forceinline__ const char* sign_of(const Rows& r, i64 row, int offse
   return r.signs + ((row % r.sign_rows) * kSize + offset) * kElementBytes;
 }
 
-// The elements of a place, each at the address that `address(row, offset)` gives; those of rows that do not exist are 0.
+// The elements of a place, piece by piece, each at the address that `address(row, offset)` gives; those of rows that do not
+// exist are 0.
 template <typename Address>
 __device__ __forceinline__ uint4 gather(const Rows& r, i64 unit, const Place& place, Address address) {
   u32 word[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int e = 0; e < kVectorElements; ++e) {
-    const int column = place.chunk * kVectorElements + e;
+  for (int e = 0; e < kVectorElements; e += kPiece) {
+    const int column = place.chunk * kVectorElements + e, w = e * kElementBytes / 4;
     const i64 row = row_of(unit, column);
-    if (row < r.rows)
-      word[e * kElementBytes / 4] |= load_element(address(row, offset_in_row(place.i, column))) << (kSixteenBit ? 16 * (e % 2) : 0);
+    if (row >= r.rows) continue;
+    const char* source = address(row, offset_in_row(place.i, column));
+    if (kPieceBytes == 8) {
+      const uint2 piece = ld_global_v2(source);
+      word[w] = piece.x;
+      word[(w + 1) % 4] = piece.y;
+    } else if (kPieceBytes == 4) {
+      word[w] = ld_global_u32(source);
+    } else {
+      word[w] |= ld_global_u16(source) << (16 * (e % 2));
+    }
   }
   return make_uint4(word[0], word[1], word[2], word[3]);
 }

@@ -78,6 +78,14 @@ __device__ __forceinline__ void st_shared_v4_b32(u32 address, uint4 v) {
                :: "r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+__device__ __forceinline__ void st_shared_v2_f32(u32 address, float a, float b) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" :: "r"(address), "f"(a), "f"(b) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_f32(u32 address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" :: "r"(address), "f"(v) : "memory");
+}
+
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -88,6 +96,12 @@ __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
 __device__ __forceinline__ float2 ld_shared_v2_f32(u32 address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ float ld_shared_f32(u32 address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
   return v;
 }
 
@@ -247,8 +261,13 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
 }
 
 // No instruction: what is computed from the value stays after the volatile instructions before this.
-__device__ __forceinline__ void order_after(float& value) { asm volatile("" : "+f"(value) :: "memory"); }
-__device__ __forceinline__ void order_after(u32& value) { asm volatile("" : "+r"(value) :: "memory"); }
+__device__ __forceinline__ void order_after(float& value) {
+  asm volatile("" : "+f"(value) :: "memory");
+}
+
+__device__ __forceinline__ void order_after(u32& value) {
+  asm volatile("" : "+r"(value) :: "memory");
+}
 
 #if WGMMA
 // wgmma.mma_async.m64n64k16, D = A B + D (add != 0) or A B. Each of the four warps has 16 rows of A and D, fragments as those
@@ -281,9 +300,13 @@ __device__ __forceinline__ void wgmma_m64n64k16_f32_bf16(float (&d)[8][4], u32 a
 }
 
 // Between writes of registers or of shared memory and the first wgmma that reads them.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 
-__device__ __forceinline__ void wgmma_commit_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit_group() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 
 // All groups but the newest PENDING have ended: their registers may be touched.
 template <int PENDING>
@@ -292,5 +315,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
 }
 
 // fence.proxy.async: this thread's ordinary writes to shared memory before what the Tensor Cores read there.
-__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 #endif

@@ -14,11 +14,6 @@ static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole v
 // The kernel's parameters. Those that a configuration does not use are not passed at all.
 #define HADAMARD_PARAMETERS \
   const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS
-#if SIGNS != 0
-#define SIGNS_PARAMETERS , const char *signs, i64 sign_rows
-#else
-#define SIGNS_PARAMETERS
-#endif
 #if STRIDED
 #define STRIDED_PARAMETERS , i64 inner_rows, i64 x_outer, i64 x_inner, i64 y_outer, i64 y_inner
 #else
@@ -50,28 +45,6 @@ struct Rows {
 #else
 #define HADAMARD_ROWS_STRIDED(name)
 #endif
-
-// Programmatic dependent launch: this kernel may be started before the previous one of its stream has ended, and lets
-// the next one be. Nothing before begin_memory_accesses() may touch global memory.
-//
-// The next kernel is let go only after the wait: a kernel that reads, before its own wait, what an earlier kernel than
-// its predecessor has written (weights, say) then still finds it complete. Where after the wait is a choice: early hides
-// more of the next launch, late keeps the next kernel's blocks from taking room that blocks of this one still need (8192,
-// 2^21 elements, cold: 1.23 times a copy at once, 1.10 before the exchange).
-enum NextKernelStarts { ALONE = 0, AFTER_WAIT = 1, AFTER_LOADS = 2, BEFORE_EXCHANGE = 3 };
-
-__device__ __forceinline__ void let_next_kernel_start(NextKernelStarts here) {
-#if PROGRAMMATIC
-  if (PROGRAMMATIC == here) griddepcontrol_launch_dependents();
-#endif
-}
-
-__device__ __forceinline__ void begin_memory_accesses() {
-#if PROGRAMMATIC
-  griddepcontrol_wait();
-#endif
-  let_next_kernel_start(AFTER_WAIT);
-}
 
 __device__ __forceinline__ i64 row_start(const Rows& r, i64 row, i64 outer_stride, i64 inner_stride) {
   if (!STRIDED) return row * kSize;

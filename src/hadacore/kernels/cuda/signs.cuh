@@ -4,11 +4,21 @@
 // a register, placed so that one shift brings those of a packed word under the word's own sign bits:
 // (word << j) & mask. Two instructions a packed word, no multiplication, and no reload for the next row.
 
+// The last parameters of a kernel with signs: `sign_rows` rows of them, which repeat.
+#if SIGNS != 0
+#define SIGNS_PARAMETERS , const char *signs, i64 sign_rows
+#else
+#define SIGNS_PARAMETERS
+#endif
+
 enum SignsAre { NO_SIGNS = 0, SIGNS_BEFORE = 1, SIGNS_AFTER = 2 };
 
+// Signs come in the type of what they are applied to.
+constexpr bool kSixteenBitSigned = SIGNS == SIGNS_AFTER ? kSixteenBitOutput : kSixteenBit;
+constexpr int kSignedBytes = kSixteenBitSigned ? 2 : 4;
 // Sign bits of one 32-bit word of elements: two of a 16-bit pair, or the one of a float32.
-constexpr u32 kSignMask = kSixteenBit ? 0x80008000u : 0x80000000u;
-constexpr int kWordsPerSignRegister = kSixteenBit ? 16 : 32;
+constexpr u32 kSignMask = kSixteenBitSigned ? 0x80008000u : 0x80000000u;
+constexpr int kWordsPerSignRegister = kSixteenBitSigned ? 16 : 32;
 
 template <int PACKED_WORDS>
 struct SignBits {

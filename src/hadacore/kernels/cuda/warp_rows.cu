@@ -4,6 +4,7 @@
 // registers and stores them where they came from. No shared memory, no barrier.
 
 static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
+static_assert(OUTPUT == ELEMENT, "a lane stores its vectors where it loaded them");
 constexpr int kWordsPerUnit = kTiles * kTileWords;
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {

@@ -1,4 +1,6 @@
-"""The CPU backend: butterflies in PyTorch operations, after a matrix product where a size is no power of two.
+"""The transform in PyTorch operations, for where there is no native library.
+
+Butterflies, after a matrix product where there is a base matrix.
 
 16-bit input is transformed in fp32 and rounded once; float32 and float64 in their own type. Each index bit is one
 butterfly ``(a, b) -> (a + b, a - b)``, the same arithmetic as on the GPU.
@@ -6,25 +8,14 @@ butterfly ``(a, b) -> (a + b, a - b)``, the same arithmetic as on the GPU.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
-
-from hadacore.backends import Support
-from hadacore.matrices import factor
-from hadacore.matrices.orders import base_matrix
 
 # Elements transformed at a time: two fp32 buffers of this many stay in the caches.
 _CHUNK_ELEMENTS = 1 << 18
 # Index bits below this size are contracted with the elements transposed, see _butterflies: 1.3 to 1.65x less processor
 # time than butterflies in natural order at sizes 128 to 32768 (4M elements, float32 and float16, one thread).
 _TRANSPOSED_SIZE = 128
-
-
-def support(device: torch.device | None = None) -> Support:
-    """The CPU backend always runs."""
-    return Support(True, f"PyTorch operations, {torch.get_num_threads()} threads")
 
 
 def _butterfly(source: Tensor, target: Tensor, run: int) -> None:
@@ -59,18 +50,6 @@ def _butterflies(values: Tensor, size: int) -> Tensor:
     return values
 
 
-@functools.lru_cache(maxsize=64)
-def _known_base(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(base_matrix(factor(size)), dtype=dtype)
-
-
-def _base_of(size: int, base: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The base matrix in the dtype of the work, None where there is nothing to multiply with."""
-    if base is not None:
-        return base.to(dtype)
-    return _known_base(size, dtype) if size & (size - 1) else None
-
-
 def _base_product(values: Tensor, matrix: Tensor, columns: int) -> Tensor:
     """``matrix`` times each consecutive (order, columns) block, column of the matrix by column of it.
 
@@ -86,26 +65,16 @@ def _base_product(values: Tensor, matrix: Tensor, columns: int) -> Tensor:
     return result.view(order, -1, columns).transpose(0, 1).reshape(-1)
 
 
-def _check_signs(signs: Tensor) -> None:
-    if not bool((signs.abs() == 1).all()):
-        wrong = signs[signs.abs() != 1][0].item()
-        raise ValueError(f"signs must hold only +1 and -1, got {wrong}; pass torch.sign(...) of a tensor without zeros")
-
-
 def transform(
-    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, matrix: Tensor | None
 ) -> None:
     """Write ``scale * H @ (signs * x)`` (with ``inverse``: ``signs * scale * H.T @ x``) by blocks of ``size`` to ``out``."""
-    if x.numel() == 0:
-        return
     work_dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    matrix = _base_of(size, base, work_dtype)
     columns = size if matrix is None else size // matrix.shape[0]
-    if matrix is not None and inverse:
-        matrix = matrix.T
+    if matrix is not None:
+        matrix = (matrix.T if inverse else matrix).to(work_dtype)
     blocks = x.shape[-1] // size
     if signs is not None:
-        _check_signs(signs)
         signs = signs.to(work_dtype).view(blocks, size)
     rows = x.reshape(-1, blocks, size)
     result = out.view(rows.shape) if out.is_contiguous() else torch.empty(rows.shape, dtype=out.dtype)

@@ -1,0 +1,51 @@
+"""The CPU backend: native kernels where they were built, else PyTorch operations."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from hadacore.backends import Support
+from hadacore.backends.cpu import native, torch_operations
+from hadacore.matrices import factor
+from hadacore.matrices.orders import base_matrix
+
+
+def support(device: torch.device | None = None) -> Support:
+    """The CPU backend always runs; the reason says with what."""
+    threads = torch.get_num_threads()
+    count = f"{threads} thread{'s' if threads != 1 else ''}"
+    missing = native.unavailable_reason()
+    if missing is None:
+        return Support(True, f"native kernels, {native.instruction_set()}, {count}")
+    return Support(True, f"PyTorch operations, {count}; the native library is not used: {missing}")
+
+
+def _check_signs(signs: Tensor) -> None:
+    if not bool((signs.abs() == 1).all()):
+        wrong = signs[signs.abs() != 1][0].item()
+        raise ValueError(f"signs must hold only +1 and -1, got {wrong}; pass torch.sign(...) of a tensor without zeros")
+
+
+@functools.lru_cache(maxsize=64)
+def _known_base(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(base_matrix(factor(size)), dtype=dtype)
+
+
+def transform(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+) -> None:
+    """Write ``scale * H @ (signs * x)`` (with ``inverse``: ``signs * scale * H.T @ x``) by blocks of ``size`` to ``out``."""
+    if x.numel() == 0:
+        return
+    if signs is not None:
+        _check_signs(signs)
+    if base is None and size & (size - 1):
+        base = _known_base(size, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if native.unavailable_reason() is None:
+        order = 1 if base is None else base.shape[0]
+        native.transform_native(x, out, order, base, (size // order).bit_length() - 1, scale, signs, inverse)
+    else:
+        torch_operations.transform(x, out, size, scale, signs, inverse, base)

@@ -1,0 +1,161 @@
+// The transform, compiled once for each instruction set with HADACORE_ISA as its namespace.
+#include "call.hpp"
+#include "columns.hpp"
+#include "large.hpp"
+
+namespace HADACORE_ISA {
+
+// Powers of two below a block, rows without gaps: the rows are one run of elements, whatever their number. Counts blocks.
+template <class E> static void dense_short_rows(void* context, int64_t begin, int64_t end) {
+    const Call<E>& call = *static_cast<Call<E>*>(context);
+    constexpr int64_t block = BLOCK<typename E::Real>;
+    int64_t all = call.rows * call.problem->row_length, last = end * block < all ? end * block : all;
+    for (int64_t start = begin * block; start < last; start += PIECE) {
+        int64_t elements = last - start < PIECE ? last - start : PIECE;
+        const auto* signs = call.signs_at(start % call.problem->row_length);
+        call.short_rows({call.x + start, call.out + start, signs, nullptr}, elements);
+    }
+}
+
+// The same for rows with gaps: a row that fills a block is transformed where it is, and of shorter ones as many as fit in
+// a block, side by side in a copy. Counts rows.
+template <class E> static void gapped_short_rows(void* context, int64_t begin, int64_t end) {
+    const Call<E>& call = *static_cast<Call<E>*>(context);
+    constexpr int64_t block = BLOCK<typename E::Real>;
+    int64_t length = call.problem->row_length;
+    if (length >= block) {
+        for (int64_t row = begin; row < end; row++) {
+            auto place = call.row(row);
+            for (int64_t start = 0; start < length; start += PIECE) {
+                int64_t elements = length - start < PIECE ? length - start : PIECE;
+                call.short_rows({place.x + start, place.out + start, call.signs_at(start), nullptr}, elements);
+            }
+        }
+        return;
+    }
+    typename E::Memory copy[block];
+    for (int64_t row = begin; row < end;) {
+        int64_t together = end - row < block / length ? end - row : block / length;
+        for (int64_t r = 0; r < together; r++) __builtin_memcpy(copy + r * length, call.row(row + r).x, length * sizeof(copy[0]));
+        call.short_rows({copy, copy, call.signs, nullptr}, together * length);
+        for (int64_t r = 0; r < together; r++) __builtin_memcpy(call.row(row + r).out, copy + r * length, length * sizeof(copy[0]));
+        row += together;
+    }
+}
+
+// Powers of two of a block and more, up to what a scratch row holds. Counts transforms.
+template <class E> static void whole_rows(void* context, int64_t begin, int64_t end) {
+    Call<E>& call = *static_cast<Call<E>*>(context);
+    using R = typename E::Real;
+    R* scratch = static_cast<R*>(thread_scratch(scratch_elements<R>(call.problem->log2) * int64_t(sizeof(R))));
+    if (scratch == nullptr) return call.fail();
+    for (int64_t index = begin; index < end; index++) {
+        call.with_ends(call.transform(index), [&](const auto& from, const auto& to) { sylvester_row<R>(from, to, call.problem->log2, scratch); });
+    }
+    finish_streams();
+}
+
+// The Sylvester factor of `elements` consecutive elements, which are sub-rows of 2^log2, to `rows` at a distance of
+// `pitch`. Sub-rows below a block are written without gaps, which `pitch` must allow for, and up to a block beyond.
+template <class E>
+static void sub_rows(const Call<E>& call, const typename Call<E>::Place& place, int64_t elements, typename E::Real* rows,
+                     int64_t pitch, typename E::Real* scratch) {
+    using R = typename E::Real;
+    int64_t log2 = call.problem->log2;
+    call.with_source(place, [&](auto from) {
+        if (log2 < BLOCK_BITS<R>) {
+            short_runs(from, elements, log2, Keep<R>{rows}, Keep<R>{rows + elements / BLOCK<R> * BLOCK<R>});
+            return;
+        }
+        for (int64_t i = 0; i < elements >> log2; i++) sylvester_row<R>(from.at(i << log2), Keep<R>{rows + i * pitch}, log2, scratch);
+    });
+}
+
+// Base matrix, sub-rows at least as long as a panel of the product is wide. Counts transforms.
+template <class E> static void wide_products(void* context, int64_t begin, int64_t end) {
+    Call<E>& call = *static_cast<Call<E>*>(context);
+    using R = typename E::Real;
+    int64_t order = call.problem->order, log2 = call.problem->log2, length = int64_t(1) << log2;
+    int64_t pitch = log2 < BLOCK_BITS<R> ? length : length + Work<R>::LANES;
+    int64_t elements = order * pitch + BLOCK<R>;
+    int64_t scratch = scratch_elements<R>(log2), table = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    R* rows = static_cast<R*>(thread_scratch((elements + (scratch > table ? scratch : table)) * int64_t(sizeof(R))));
+    if (rows == nullptr) return call.fail();
+    for (int64_t index = begin; index < end; index++) {
+        auto place = call.transform(index);
+        sub_rows(call, place, call.size, rows, pitch, rows + elements);
+        call.with_sink(place, [&](const auto& to) {
+            for (int64_t c = 0; c < length; c += COLUMNS<R>) call.multiply(rows + c, pitch, rows + elements, to, c, length);
+        });
+    }
+    finish_streams();
+}
+
+// Base matrix, shorter sub-rows: those of several transforms side by side make a panel. A panel's columns are computed
+// alike, so it does not matter which of them a transform gets. Counts transforms.
+template <class E> static void narrow_products(void* context, int64_t begin, int64_t end) {
+    Call<E>& call = *static_cast<Call<E>*>(context);
+    using R = typename E::Real;
+    int64_t order = call.problem->order, length = int64_t(1) << call.problem->log2, side = COLUMNS<R> / length;
+    int64_t run_elements = side * call.size + BLOCK<R>, panel_elements = order * COLUMNS<R>;
+    int64_t table_elements = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    R* run = static_cast<R*>(thread_scratch((run_elements + 2 * panel_elements + table_elements) * int64_t(sizeof(R))));
+    if (run == nullptr) return call.fail();
+    R *panel = run + run_elements, *result = panel + panel_elements, *table = result + panel_elements;
+    // Transforms that follow each other in memory are read and written as one run; signs are periodic, but not for long.
+    bool one_run = call.dense && call.signs == nullptr;
+    for (int64_t index = begin; index < end; index += side) {
+        int64_t together = end - index < side ? end - index : side, at_once = one_run ? together : 1;
+        if (together < side) __builtin_memset(panel, 0, panel_elements * sizeof(R));
+        for (int64_t g = 0; g < together; g += at_once) {
+            sub_rows(call, call.transform(index + g), at_once * call.size, run + g * call.size, length, run);
+        }
+        exchange_sub_rows<false>(panel, run, together, order, length);
+        call.multiply(panel, COLUMNS<R>, table, Keep<R>{result}, 0, COLUMNS<R>);
+        exchange_sub_rows<true>(result, run, together, order, length);
+        for (int64_t g = 0; g < together; g += at_once) {
+            call.finish(run + g * call.size, call.transform(index + g), at_once * call.size);
+        }
+    }
+    finish_streams();
+}
+
+template <class E> static Status run(const Problem& problem) {
+    using R = typename E::Real;
+    Call<E> call(problem);
+    if (call.status != DONE) return Status(call.status);
+    int64_t transforms = call.rows * call.blocks, log2 = problem.log2, grain = PIECE / call.size > 0 ? PIECE / call.size : 1;
+    if (problem.columns > 0) {
+        int64_t tiles = (problem.columns + COLUMN_TILE - 1) / COLUMN_TILE * transforms;
+        int64_t together = PIECE / (call.size * COLUMN_TILE);
+        parallel_for(tiles, together > 0 ? together : 1, problem.threads, column_tiles<E>, &call);
+    } else if (log2 > LARGEST_ROW_BITS) {
+        large_rows(call, transforms);
+    } else if (problem.base != nullptr) {
+        bool wide = (int64_t(1) << log2) >= COLUMNS<R>;
+        // A piece of narrow products is a whole number of panels, so that only the last one is partly empty.
+        int64_t side = wide ? 1 : COLUMNS<R> >> log2;
+        parallel_for(transforms, (grain + side - 1) / side * side, problem.threads, wide ? wide_products<E> : narrow_products<E>, &call);
+    } else if (log2 >= BLOCK_BITS<R>) {
+        parallel_for(transforms, grain, problem.threads, whole_rows<E>, &call);
+    } else if (call.dense) {
+        int64_t blocks = (call.rows * problem.row_length + BLOCK<R> - 1) / BLOCK<R>;
+        parallel_for(blocks, PIECE / BLOCK<R>, problem.threads, dense_short_rows<E>, &call);
+    } else {
+        int64_t rows = PIECE / problem.row_length > 0 ? PIECE / problem.row_length : 1;
+        parallel_for(call.rows, rows, problem.threads, gapped_short_rows<E>, &call);
+    }
+    return Status(call.status);
+}
+
+Status transform(const Problem& problem) {
+    switch (problem.element) {
+        case FLOAT32: return run<Float32>(problem);
+        case FLOAT64: return run<Float64>(problem);
+        case FLOAT16: return run<Float16>(problem);
+        case BFLOAT16: return run<BFloat16>(problem);
+    }
+    return UNKNOWN_ELEMENT;
+}
+
+}  // namespace HADACORE_ISA

@@ -1,0 +1,137 @@
+// The product with a base matrix: out[i][c] = sum over p of base[i][p] * rows[p][c], p upwards whatever the tile, so
+// that an element's bits depend on its column alone.
+#pragma once
+#include "butterflies.hpp"
+
+namespace HADACORE_ISA {
+
+// Columns of a panel: what one tile of accumulators is wide.
+template <class R> constexpr int64_t COLUMNS = PRODUCT_VECTORS * Work<R>::LANES;
+
+template <int ROWS, class R, class To>
+INLINE void product_tile(const R* base, int64_t order, const R* rows, int64_t pitch, const To& to, int64_t o, int64_t to_pitch) {
+    using V = typename Work<R>::Vector;
+    V sums[ROWS][PRODUCT_VECTORS] = {};
+    for (int64_t p = 0; p < order; p++) {
+        V values[PRODUCT_VECTORS];
+#pragma GCC unroll 8
+        for (int c = 0; c < PRODUCT_VECTORS; c++) values[c] = load_bits<V>(rows + p * pitch + c * Work<R>::LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            V entry = broadcast<V>(base[i * order + p]);
+#pragma GCC unroll 8
+            for (int c = 0; c < PRODUCT_VECTORS; c++) sums[i][c] = multiply_add(entry, values[c], sums[i][c]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) {
+#pragma GCC unroll 8
+        for (int c = 0; c < PRODUCT_VECTORS; c++) to.store(o + i * to_pitch + c * Work<R>::LANES, sums[i][c]);
+    }
+}
+
+// All rows of COLUMNS columns: `rows` points at the first of them, `o` is where they go in `to`.
+template <class R, class To>
+INLINE void product_panel(const R* base, int64_t order, const R* rows, int64_t pitch, const To& to, int64_t o, int64_t to_pitch) {
+    int64_t i = 0;
+    for (; i + PRODUCT_ROWS <= order; i += PRODUCT_ROWS) {
+        product_tile<PRODUCT_ROWS, R>(base + i * order, order, rows, pitch, to, o + i * to_pitch, to_pitch);
+    }
+    for (; i < order; i++) product_tile<1, R>(base + i * order, order, rows, pitch, to, o + i * to_pitch, to_pitch);
+}
+
+// Between transforms one after the other and a panel in which their sub-rows of `length` elements stand side by side.
+template <bool BACK, class R> static void exchange_sub_rows(R* panel, R* run, int64_t together, int64_t order, int64_t length) {
+    for (int64_t g = 0; g < together; g++) {
+        for (int64_t i = 0; i < order; i++) {
+            R *in_panel = panel + i * COLUMNS<R> + g * length, *in_run = run + (g * order + i) * length;
+            for (int64_t j = 0; j < length; j++) (BACK ? in_run : in_panel)[j] = (BACK ? in_panel : in_run)[j];
+        }
+    }
+}
+
+// A matrix of +1 and -1 needs no multiplications, and a third of the additions: the columns of `rows` are taken three
+// rows at a time, all eight sums +-x0 +-x1 +-x2 are put into a table, and each result adds up one entry for each three.
+// A pattern is the distance of the entry in the table.
+
+constexpr int GROUP = 3, ENTRIES = 8, SIGN_ROWS = 4, SIGN_VECTORS = 2;
+template <class R> constexpr int64_t TABLE_LANES = SIGN_VECTORS * Work<R>::LANES;
+static_assert(PRODUCT_VECTORS % SIGN_VECTORS == 0, "a panel is a whole number of tables wide");
+
+INLINE int64_t groups(int64_t order) { return (order + GROUP - 1) / GROUP; }
+template <class R> INLINE int64_t product_scratch(int64_t order) { return groups(order) * ENTRIES * TABLE_LANES<R>; }
+
+template <class R> static bool has_only_signs(const R* base, int64_t order) {
+    if (base == nullptr) return false;
+    for (int64_t i = 0; i < order * order; i++) {
+        if (base[i] != 1 && base[i] != -1) return false;
+    }
+    return true;
+}
+
+// The entry of signs (+, s1, s2) is number 2 [s1 < 0] + [s2 < 0]; entry 4 + e is minus entry e.
+template <class R> static void find_patterns(const R* base, int64_t order, int64_t lanes, int64_t* patterns) {
+    for (int64_t i = 0; i < order; i++) {
+        for (int64_t g = 0; g < groups(order); g++) {
+            const R* entry = base + i * order + g * GROUP;
+            int64_t left = order - g * GROUP;
+            bool negative = entry[0] < 0;
+            bool second = left > 1 && (entry[1] < 0) != negative, third = left > 2 && (entry[2] < 0) != negative;
+            *patterns++ = (g * ENTRIES + 4 * negative + 2 * second + third) * lanes;
+        }
+    }
+}
+
+template <class R> INLINE void sign_table(const R* rows, int64_t order, int64_t pitch, R* table) {
+    using V = typename Work<R>::Vector;
+    for (int64_t p = 0; p < order; p += GROUP, table += ENTRIES * TABLE_LANES<R>) {
+#pragma GCC unroll 8
+        for (int c = 0; c < TABLE_LANES<R>; c += Work<R>::LANES) {
+            V x0 = load_bits<V>(rows + p * pitch + c), x1 = {}, x2 = {};
+            if (p + 1 < order) x1 = load_bits<V>(rows + (p + 1) * pitch + c);
+            if (p + 2 < order) x2 = load_bits<V>(rows + (p + 2) * pitch + c);
+            V sum = x0 + x1, difference = x0 - x1;
+            V entries[4] = {sum + x2, sum - x2, difference + x2, difference - x2};
+#pragma GCC unroll 8
+            for (int e = 0; e < 4; e++) {
+                store_bits(table + e * TABLE_LANES<R> + c, entries[e]);
+                store_bits(table + (4 + e) * TABLE_LANES<R> + c, -entries[e]);
+            }
+        }
+    }
+}
+
+template <int ROWS, class R, class To>
+INLINE void sign_tile(const int64_t* patterns, int64_t count, const R* table, const To& to, int64_t o, int64_t to_pitch) {
+    using V = typename Work<R>::Vector;
+    V sums[ROWS][SIGN_VECTORS] = {};
+    for (int64_t g = 0; g < count; g++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            const R* entry = table + patterns[i * count + g];
+#pragma GCC unroll 8
+            for (int c = 0; c < SIGN_VECTORS; c++) sums[i][c] += load_bits<V>(entry + c * Work<R>::LANES);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; i++) {
+#pragma GCC unroll 8
+        for (int c = 0; c < SIGN_VECTORS; c++) to.store(o + i * to_pitch + c * Work<R>::LANES, sums[i][c]);
+    }
+}
+
+// product_panel for a matrix of signs, with a table of product_scratch elements.
+template <class R, class To>
+INLINE void sign_panel(const int64_t* patterns, int64_t order, const R* rows, int64_t pitch, R* table, const To& to, int64_t o, int64_t to_pitch) {
+    int64_t count = groups(order);
+    for (int64_t c = 0; c < COLUMNS<R>; c += TABLE_LANES<R>) {
+        sign_table(rows + c, order, pitch, table);
+        int64_t i = 0;
+        for (; i + SIGN_ROWS <= order; i += SIGN_ROWS) {
+            sign_tile<SIGN_ROWS>(patterns + i * count, count, table, to, o + c + i * to_pitch, to_pitch);
+        }
+        for (; i < order; i++) sign_tile<1>(patterns + i * count, count, table, to, o + c + i * to_pitch, to_pitch);
+    }
+}
+
+}  // namespace HADACORE_ISA

@@ -1,0 +1,89 @@
+"""Sizes m * 2^k on a GPU: every candidate gives the same bits, in place, in graphs, and where one launch does not do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import hadacore
+from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
+from hadacore.elements import CUDA_ELEMENTS, Element
+from hadacore.kernels.architectures import architecture_of
+from hadacore.kernels.base_configurations import base_candidates
+from hadacore.matrices import factor
+from tests import oracle, tolerances
+
+pytestmark = pytest.mark.gpu
+
+GUARD = 64
+SIZES = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
+SIZES += (10944, 29568, 53248)
+
+
+@pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_candidate_gives_the_same_bits(element: Element, size: int) -> None:
+    device = torch.cuda.current_device()
+    matrix = factor(size)
+    rows = 1 + 300_000 // size  # more than the blocks that loop over them
+    x = torch.randn(rows, size, device="cuda").to(element.dtype)
+    exact = oracle.transform(x)
+    results = []
+    for c in base_candidates(
+        element.cuda_code, matrix.base_order, matrix.log2, architecture_of(torch.cuda.get_device_capability())
+    ):
+        buffer = torch.full((rows * size + 2 * GUARD,), math.nan, dtype=element.dtype, device="cuda")
+        out = buffer[GUARD : GUARD + rows * size].view(rows, size)
+        prepared = prepare(c, rows, device)
+        launch_prepared(prepared, device, kernel_arguments(x, out, size**-0.5, rows, size, None, None))
+        assert torch.isnan(buffer[:GUARD]).all() and torch.isnan(buffer[GUARD + rows * size :]).all()
+        if element.bytes == 2:
+            ratio = tolerances.relative_error(out, exact) / tolerances.rounding_error(exact, element.dtype)
+            assert ratio <= tolerances.CORRECT_ROUNDING_RATIO, c
+        else:
+            assert tolerances.relative_error(out, exact) <= tolerances.base_product_float32(c.order, c.log2_size), c
+        results.append(out.clone())
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("size", [96, 2880, 5120, 14336, 28672])
+def test_rows_alone_and_in_place(size: int) -> None:
+    """In place too where several blocks share a row."""
+    x = torch.randn(300, size, device="cuda", dtype=torch.bfloat16)
+    together = hadacore.hadamard_transform(x)
+    for rows in (1, 2, 7, 64, 300):
+        some = x[:rows].clone()
+        assert torch.equal(hadacore.hadamard_transform(some), together[:rows]), rows
+        assert torch.equal(hadacore.hadamard_transform_(some), together[:rows]), rows
+
+
+def test_graph_of_a_size_that_is_new() -> None:
+    """The base is part of the program, so nothing is uploaded while a graph is captured."""
+    x = torch.randn(5, 1176, device="cuda", dtype=torch.float16)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = hadacore.hadamard_transform(x)
+    graph.replay()
+    assert torch.equal(y, hadacore.hadamard_transform(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_bases_too_large_for_one_launch(dtype: torch.dtype, inverse: bool) -> None:
+    size = 172 << 12
+    x = torch.randn(2, size, device="cuda").to(dtype)
+    signs = (torch.randint(0, 2, (size,), device="cuda") * 2 - 1).to(dtype)
+    exact = oracle.transform(x, signs=signs, inverse=inverse)
+    y = hadacore.hadamard_transform(x, signs=signs, inverse=inverse)
+    limit = (
+        tolerances.CORRECT_ROUNDING_RATIO * tolerances.rounding_error(exact, dtype) if dtype == torch.float16 else 1e-6
+    )
+    assert tolerances.relative_error(y, exact) <= limit
+
+
+def test_a_base_beyond_the_kernel() -> None:
+    base = torch.eye(2052, device="cuda")
+    with pytest.raises(ValueError, match=r"base matrices up to order 2048, got order 2052; use a block_size"):
+        hadacore.hadamard_transform(torch.randn(1, 4104, device="cuda"), base=base)
