@@ -2,8 +2,8 @@
 
     python benchmarks/orders.py --out benchmarks/results/GPU/orders.csv
 
-float16 and bfloat16 at about 2^23 and 2^25 elements and float32 at 2^25, cold; the sizes of large feed-forward layers also at 1, 8
-and 64 rows; transforms above 32768 at 2^26 elements. Errors are those of 16 rows against float64, over correct rounding.
+float16 and bfloat16 at about 2^23 and 2^25 elements and float32 at 2^25, cold; the sizes of large feed-forward layers also at
+1, 8 and 64 rows; transforms above 32768 at 2^26 elements. Errors are those of 16 rows against float64, over correct rounding.
 """
 
 from __future__ import annotations

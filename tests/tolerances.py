@@ -35,8 +35,8 @@ FLOAT32_ROUNDOFF = 2.0**-24
 def base_product_float32(order: int, log2_columns: int) -> float:
     """Relative L2 error of float32 after a product with a base of ``order`` and ``log2_columns`` butterflies.
 
-    Each of the ``order / 16`` steps is a sum by Tensor Cores, which cut off rather than round (one unit in the last place, 2u, for
-    each of three products), and then an addition that rounds, to partial sums that are on average sqrt(1/2) of the last.
+    Each of the ``order / 16`` steps is a sum by Tensor Cores, which cut off rather than round (one unit in the last place, 2u,
+    for each of three products), and then an addition that rounds, to partial sums that are on average sqrt(1/2) of the last.
     Steps are 1 / sqrt(steps) of the whole, their errors independent but for the cut, which is towards zero.
     """
     steps = -(-order // 16)
