@@ -15,8 +15,17 @@ import hadacore
 PACKAGE = Path(hadacore.__file__).parent
 
 # From the public function down. A module imports only modules to its right; `leaves` may be imported from anywhere.
-FLOW = ["cli", "benchmarking", "compat", "modules", "functional", "plan", "ops", "backends", "kernels", "epilogues"]
-LEAVES = {"errors": [], "elements": [], "matrices": [], "checks": ["matrices", "elements"]}
+FLOW = [
+    "cli", "benchmarking", "compat", "modules", "quantization", "functional", "plan", "ops", "backends", "kernels", "epilogues",
+]  # fmt: skip
+LEAVES = {
+    "errors": [],
+    "elements": [],
+    "formats": [],
+    "matrices": [],
+    "checks": ["matrices", "elements"],
+    "prologues": ["checks"],
+}
 
 
 def _part(path: Path) -> str:
