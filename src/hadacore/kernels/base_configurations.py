@@ -239,8 +239,9 @@ _SIXTEEN_BIT_HOPPER = (
 
 
 def _generic_row(c: BaseConfiguration) -> _Row:
-    """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread, 32 for float32."""
-    limit, accumulators = (32, 16 * c.groups) if c.element_code == _FLOAT32 else (64, 32 * c.groups)
+    """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread. float32, whose
+    three parts take registers, has one tile a warp."""
+    limit, accumulators = (16, 16 * c.groups) if c.element_code == _FLOAT32 else (64, 32 * c.groups)
     tiles = max(1, min(limit // accumulators, c.order_tiles))
     warps = -(-c.order_tiles // tiles)
     splits = -(-warps // 8)
