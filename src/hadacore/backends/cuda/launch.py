@@ -20,7 +20,7 @@ from hadacore.backends.cuda.composed import LARGEST_ORDER, is_composed, transfor
 from hadacore.backends.cuda.load import load_kernel
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
-from hadacore.elements import BY_DTYPE, Element
+from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
@@ -93,11 +93,16 @@ class Request:
     base_dtype: torch.dtype | None
 
 
-def _element(dtype: torch.dtype) -> Element:
-    element = BY_DTYPE[dtype]
-    if element.cuda_code is None:
+def cuda_code(dtype: torch.dtype) -> int:
+    """``ELEMENT`` of the CUDA text.
+
+    Raises:
+        TypeError: The CUDA kernels do not take ``dtype``.
+    """
+    code = BY_DTYPE[dtype].cuda_code
+    if code is None:
         raise TypeError(f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or use the CPU")
-    return element
+    return code
 
 
 def choose_for_device(request: Request) -> Configuration:
@@ -108,8 +113,7 @@ def choose_for_device(request: Request) -> Configuration:
         ValueError: The GPU is older than sm_80, or the base is too large for the kernel.
     """
     r = request
-    code = _element(r.dtype).cuda_code
-    assert code is not None
+    code = cuda_code(r.dtype)
     properties = torch.cuda.get_device_properties(r.device_index)
     capability = (properties.major, properties.minor)
     processors = properties.multi_processor_count

@@ -11,11 +11,11 @@ from torch import Tensor
 from hadacore.backends.cuda.launch import (
     VECTOR_BYTES,
     PreparedLaunch,
+    cuda_code,
     enter_device,
     launch_prepared,
     prepare,
 )
-from hadacore.elements import BY_DTYPE
 from hadacore.kernels.configurations import NO_SIGNS, signs_placement
 from hadacore.kernels.passes import Launch, Passes, Place, passes_of
 
@@ -55,14 +55,9 @@ def _prepared_for(
     if found is None:
         if len(_prepared) >= _PREPARED_LIMIT:
             _prepared.clear()
-        code = BY_DTYPE[dtype].cuda_code
-        if code is None:
-            raise TypeError(
-                f"the CUDA backend takes float16, bfloat16 and float32, got {dtype}; convert x or use the CPU"
-            )
         properties = torch.cuda.get_device_properties(device_index)
         passes = passes_of(
-            code, size.bit_length() - 1, elements // size, (properties.major, properties.minor),
+            cuda_code(dtype), size.bit_length() - 1, elements // size, (properties.major, properties.minor),
             properties.multi_processor_count, signs, sign_period,
         )  # fmt: skip
         found = _prepared[key] = prepare_passes(passes, device_index)
