@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
+from hadacore.kernels.fusion import Fusion
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
 
@@ -47,6 +48,7 @@ class BaseConfiguration:
         programmatic: As in ``KernelConfiguration``.
         signs: As in ``KernelConfiguration``.
         strided: Rows lie at two-level strides rather than one after the other.
+        fusion: As in ``KernelConfiguration``.
     """
 
     element_code: int
@@ -65,6 +67,7 @@ class BaseConfiguration:
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
     strided: bool = False
+    fusion: Fusion | None = None
 
     kernel: str = field(default="base_rows", init=False, repr=False, compare=False)
     cluster: int = field(default=1, init=False, repr=False, compare=False)
