@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from hadacore.formats import BY_NAME, Quantizer
+from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration
 from hadacore.kernels.fusion import fusion_of, scale_factor
 from hadacore.quantization import layouts, reference
@@ -42,7 +44,7 @@ def _quantizers(n: int) -> list[Quantizer]:
 
 
 @functools.lru_cache(maxsize=8)
-def _kernel(configuration: KernelConfiguration, cuda_arch: int) -> EmulatedKernel:
+def _kernel(configuration: KernelConfiguration | BaseConfiguration, cuda_arch: int) -> EmulatedKernel:
     return EmulatedKernel(configuration, cuda_arch=cuda_arch)
 
 
@@ -60,7 +62,7 @@ def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
 
 
 def check(
-    configuration: KernelConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
+    configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
     signs: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0, stochastic_seed: int = 5,
 ) -> None:  # fmt: skip
     """Run the kernel on ``x`` and compare with the reference of the exact rotated values."""
@@ -190,3 +192,74 @@ def test_edge_values(configuration: KernelConfiguration, name: str) -> None:
     quantizer = next(q for q in _quantizers(n) if q.format.name == name and q.block)
     assert configuration.signs == NO_SIGNS
     check(configuration, quantizer, x)
+
+
+SIZES = [
+    (20, 3, 9), (28, 4, 7), (12, 5, 3), (20, 6, 3), (12, 7, 3), (172, 6, 3), (28, 9, 3), (36, 10, 2), (148, 7, 3), (20, 12, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(("order", "log2_columns", "rows"), SIZES)
+def test_sizes_with_a_base(order: int, log2_columns: int, rows: int, architecture: str) -> None:
+    """One quantizer for each type and candidate, a row's own scale for the last one, which many rows use."""
+    torch.manual_seed(0)
+    n, number = order << log2_columns, SIZES.index((order, log2_columns, rows))
+    target = ARCHITECTURES[architecture]
+    for code in (0, 1, 2):
+        plain = base_candidates(code, order, log2_columns, target)
+        for i, c in enumerate(plain):
+            quantizers = _quantizers(n)
+            chosen = (
+                Quantizer(BY_NAME["int8"], n)
+                if i == len(plain) - 1
+                else quantizers[(number * 5 + code * 3 + i) % len(quantizers)]
+            )
+            found = base_candidates(code, order, log2_columns, target, fusion=fusion_of(chosen, n, False))
+            if not found:  # a row that takes several blocks, which only form a cluster from sm_90 on
+                assert (code == 2 or n > 65536) and architecture == "sm_80" and chosen.block == n
+                continue
+            given = torch.tensor([0.375]) if chosen.block == 0 else None
+            fitting = found[min(i, len(found) - 1)]
+            x = exact_rows(rows, n, DTYPES[code])
+            check(
+                replace(fitting, fusion=None),
+                chosen,
+                x,
+                given=given,
+                cuda_arch=800 if architecture == "sm_80" else 900,
+                seed=i,
+            )
+
+
+@pytest.mark.parametrize(("order", "log2_columns", "rows"), [(28, 4, 7), (20, 6, 3), (172, 6, 2)])
+def test_every_quantizer_with_a_base(order: int, log2_columns: int, rows: int) -> None:
+    n = order << log2_columns
+    for quantizer in _quantizers(n):
+        given = torch.tensor([0.375]) if quantizer.block == 0 else None
+        found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], fusion=fusion_of(quantizer, n, False))
+        check(replace(found[-1], fusion=None), quantizer, exact_rows(rows, n, torch.bfloat16), given=given)
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_signs_with_a_base(code: int) -> None:
+    for order, log2_columns, rows in ((28, 4, 5), (20, 7, 2)):
+        n = order << log2_columns
+        x = exact_rows(rows, n, DTYPES[code])
+        signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(x.dtype)
+        for signs_are in (SIGNS_BEFORE, SIGNS_AFTER):
+            found = base_candidates(
+                code, order, log2_columns, ARCHITECTURES["sm_90a"], transposed=signs_are == SIGNS_AFTER
+            )
+            check(found[-1].with_options(signs_are, False), Quantizer(BY_NAME["int8"], n), x, signs=signs)
+
+
+def test_rows_of_a_base_stay_apart() -> None:
+    for order, log2_columns in ((28, 4), (20, 7)):
+        n = order << log2_columns
+        x = exact_rows(6, n, torch.bfloat16)
+        x[1] = 0
+        x[2, 3], x[5, n - 1] = float("nan"), float("inf")
+        found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"])
+        for name in ("fp8_e4m3", "int8"):
+            check(found[-1], Quantizer(BY_NAME[name], n), x)

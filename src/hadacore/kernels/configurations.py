@@ -23,11 +23,6 @@ NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
 ALONE, AFTER_WAIT, AFTER_LOADS, BEFORE_EXCHANGE = 0, 1, 2, 3
 
 
-def _round_up(shared_bytes: int) -> int:
-    """To where a 16-byte access may begin."""
-    return -(-shared_bytes // 16) * 16
-
-
 def signs_placement(present: bool, inverse: bool) -> int:
     """Where the signs of a transform are applied: forward is H D, so its inverse is D H^T."""
     if not present:
@@ -102,9 +97,7 @@ class KernelConfiguration:
             if self.fusion is not None:
                 if self.passes > 1:
                     raise ValueError(f"a quantizer needs a thread's share of the row at once: {self}")
-                shared = _round_up(_round_up(shared) + 4 * self.warps) + 16 * self.cluster  # the largest magnitudes
-                if self.cluster > 1:
-                    shared += 8  # with an mbarrier
+                shared = self.fusion.shared_end(shared, self.warps, 1, self.cluster)
         elif self.log2_tiles != max(0, self.log2_size - TILE_LOG2):
             raise ValueError(f"a warp must hold the whole row: {self}")
         elif self.output != self.element_code:

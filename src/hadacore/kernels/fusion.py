@@ -13,6 +13,11 @@ _SCALE_TYPES = {"fp32": 1, "E8M0": 2, "E4M3": 3}
 _ROW_MAJOR, _BLOCK_MAJOR, _SWIZZLED = 0, 1, 2
 
 
+def _round_up(shared_bytes: int) -> int:
+    """To where a 16-byte access may begin."""
+    return -(-shared_bytes // 16) * 16
+
+
 @dataclass(frozen=True)
 class Fusion:
     """An epilogue that quantizes.
@@ -32,6 +37,21 @@ class Fusion:
     scale_layout: int = _ROW_MAJOR
     global_scale: bool = False
     stochastic: bool = False
+
+    def is_row(self, size: int) -> bool:
+        """Whether a whole row shares a scale that is made of it."""
+        return self.scale_type != _GIVEN_SCALE and self.block == size
+
+    def shared_end(self, used: int, warps: int, rows: int, blocks: int) -> int:
+        """Where shared memory ends with the maxima of ``row_maximum.cuh`` after ``used`` bytes.
+
+        Args:
+            used: Bytes of shared memory before them.
+            warps: Warps of all sets that share rows.
+            rows: Rows of a set.
+            blocks: Blocks of a cluster.
+        """
+        return _round_up(_round_up(used) + 4 * warps * rows) + 2 * (16 * blocks + 8)
 
     def constants(self) -> dict[str, int]:
         """The ``-D`` constants."""

@@ -31,9 +31,25 @@ _PLAIN_EPILOGUE = ("scale_and_round.cuh",)
 _QUANTIZING_EPILOGUE = ("codes.cuh", "block_scales.cuh", "quantize.cuh")
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": ("rows.cuh", "tile.cuh", "warp_rows.cu"),
-    "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "row_maximum.cuh", "exchange_rows.cu"),
-    "base_rows": ("rows.cuh", "tile.cuh", "base.cuh", "panel.cuh", "base_rows.cu"),
+    "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "exchange_rows.cu"),
+    "base_rows": (
+        "rows.cuh",
+        "tile.cuh",
+        "base.cuh",
+        "panel.cuh",
+        "base_products.cuh",
+        "base_columns.cuh",
+        "base_store.cuh",
+        "base_rows.cu",
+    ),
     "columns": ("columns.cu",),
+}
+
+# Those before the kernel itself that a quantizing epilogue needs.
+_QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
+    "warp_rows": (),
+    "exchange_rows": ("row_maximum.cuh",),
+    "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
 }
 
 
@@ -58,7 +74,10 @@ def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, ptx:
     parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
     if base is not None:
         parts.append(base_signs_text(dense_base(*base)))
-    parts += [_read("hadacore.kernels.cuda", name) for name in _KERNEL_PARTS[kernel]]
+    names = list(_KERNEL_PARTS[kernel])
+    if quantizes:
+        names[-1:-1] = _QUANTIZING_PARTS[kernel]
+    parts += [_read("hadacore.kernels.cuda", name) for name in names]
     return "\n".join(parts)
 
 

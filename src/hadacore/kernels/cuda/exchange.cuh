@@ -23,7 +23,13 @@ static_assert(kRangeTiles * CLUSTER == kPassTiles, "every block must finish whol
 // When every part is written: a barrier of the block; in a cluster also an mbarrier that counts the bytes that other
 // blocks write (st.async), so that no fence waits for them to arrive there.
 constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
-constexpr u32 kEndOfExchange = kFullBarrier + (CLUSTER > 1 ? 8 : 0);
+
+// For row_maximum.cuh.
+#define MAXIMA_WARPS WARPS
+#define MAXIMA_ROWS 1
+#define MAXIMA_SLOTS 1
+#define MAXIMA_BLOCKS CLUSTER
+constexpr u32 kEndOfOtherShared = kFullBarrier + (CLUSTER > 1 ? 8 : 0);
 
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
 constexpr int kShare = 8 * kPassTiles / kParts;

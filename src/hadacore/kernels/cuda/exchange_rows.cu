@@ -68,7 +68,7 @@ static_assert(kBlockIsRow || kBlockLanes <= 32, "a block must be the row, or lie
 
 __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
                                                       const u32 (&read_at)[kQuadsOfGroup], const Quantizer& q, char* codes, u32 row, float scale,
-                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group) {
+                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group, RowMaxima& maxima) {
   write_part<0>(write_at, shared, block, value);
   let_next_kernel_start(BEFORE_EXCHANGE);
   wait_until_full(shared);
@@ -93,7 +93,11 @@ __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTile
   }
   BlockScale s;
   if (SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(0);
-  else if (kBlockIsRow) s = q.scale_of(largest_of_row(shared, largest, block));
+  else if (kBlockIsRow) {
+    maxima.publish({largest}, 0, threadIdx.x / 32);
+    maxima.meet();
+    s = q.scale_of(maxima.largest(0, 0));
+  }
   if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE && threadIdx.x == 0 && block == 0) q.store_scale(row, s);
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
@@ -161,7 +165,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   Staging staging;
   staging.init(shared + kExchangeBytes, warp, lane);
 #if ENCODING
-  if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) init_row_maximum(shared);
+  RowMaxima maxima;
+  if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) maxima.init(shared, block);
 #endif
   init_exchange(shared);
 
@@ -203,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     wait_for_cluster();
     if (PREFETCH && kMeetBeforeWrite) bar_sync();
 #if ENCODING
-    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group);
+    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group, maxima);
 #else
     char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
                    first_group * (kGroup * kOutputBytes);
