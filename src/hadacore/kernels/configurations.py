@@ -109,7 +109,8 @@ class KernelConfiguration:
 
     def _check_fusion(self, fusion: Fusion) -> None:
         whole = 256 if self.kernel == "warp_rows" else self.size  # a warp's access may hold several rows
-        if fusion.block and not self.group <= fusion.block <= 32 * self.group and fusion.block != max(whole, self.size):
+        in_lanes = self.group <= fusion.block <= 32 * self.group and fusion.block & (fusion.block - 1) == 0
+        if fusion.block and not in_lanes and fusion.block != max(whole, self.size):
             raise ValueError(f"a block must be a row or the elements that some of a warp's lanes hold: {self}")
 
     @property

@@ -18,6 +18,7 @@ Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
+NARROWER_COPY_ENTRY_POINT = "copy_narrower"
 
 # In the order in which the compiler reads them, then those of the kernel.
 _PARTS: tuple[tuple[str, str], ...] = (
