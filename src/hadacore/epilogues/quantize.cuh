@@ -31,7 +31,7 @@ __device__ __forceinline__ u32 scale_and_measure(float (&y)[COUNT], float scale,
 // 32 lanes take 16 exchanges and one scale a lane, not 80 and 16. Once a lane has one group, lanes hold the same.
 template <int GROUPS, typename Lanes>
 struct BlockScales {
-  static constexpr int log2(int v) { return v > 1 ? 1 + log2(v / 2) : 0; }
+  __device__ static constexpr int log2(int v) { return v > 1 ? 1 + log2(v / 2) : 0; }
   static constexpr int kSplits = Lanes::kLevels < log2(GROUPS) ? Lanes::kLevels : log2(GROUPS);
   static constexpr int kOwn = GROUPS >> kSplits;
   BlockScale own[kOwn];
@@ -51,7 +51,8 @@ struct BlockScales {
       const int half = GROUPS >> (level + 1);
       const bool upper = lane & mask;
 #pragma unroll
-      for (int i = 0; i < half; ++i) {
+      for (int i = 0; i < (GROUPS + 1) / 2; ++i) {
+        if (i >= half) continue;  // bounds that are no constants keep the compiler from unrolling
         const u32 low = magnitude[i], high = magnitude[(i + half) % GROUPS];
         magnitude[i] = max_u32(upper ? high : low, shfl_sync_bfly(upper ? low : high, mask));
       }

@@ -43,8 +43,8 @@ __device__ __forceinline__ constexpr int runs_of_block() {
   return bits;
 }
 
-constexpr int count_bits(int bits) { return bits == 0 ? 0 : (bits & 1) + count_bits(bits >> 1); }
-constexpr int lane_bits_of_block(int bit) { return (1 << bit) >= QUANTIZED_BLOCK ? 0 : (holder(bit) > 0) + lane_bits_of_block(bit + 1); }
+__device__ constexpr int count_bits(int bits) { return bits == 0 ? 0 : (bits & 1) + count_bits(bits >> 1); }
+__device__ constexpr int lane_bits_of_block(int bit) { return (1 << bit) >= QUANTIZED_BLOCK ? 0 : (holder(bit) > 0) + lane_bits_of_block(bit + 1); }
 
 struct LanesOfBlock {
   static constexpr int kLevels = kBlockInLanes ? lane_bits_of_block(kLog2Run) : 0;
