@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from hadacore import __version__
 from hadacore.backends.cuda.cache import cache_folder
+from hadacore.benchmarking import quantizing
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
 from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
@@ -23,6 +25,7 @@ from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
 from hadacore.cli import compiling, demo, information
 from hadacore.cli.bench import Benchmark
+from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
 from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
 from hadacore.elements import ELEMENTS
 from hadacore.errors import BackendUnavailableError
@@ -98,6 +101,9 @@ def _options(
     pass
 
 
+_bench_app = typer.Typer()
+app.add_typer(_bench_app, name="bench")
+
 _Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)]
 _Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one.")]
 
@@ -160,8 +166,9 @@ def _before_after(before: float, after: float) -> str:
     return f"{100 * before:5.2f} -> [{style}]{100 * after:5.2f}[/]"
 
 
-@app.command("bench")
+@_bench_app.callback(invoke_without_command=True)
 def bench_command(
+    context: typer.Context,
     sizes: Annotated[str | None, typer.Option(help="Transform sizes, such as 128,4096.")] = None,
     elements: Annotated[str | None, typer.Option(help="Element counts, such as 8192,33554432.")] = None,
     dtypes: Annotated[str | None, typer.Option(help=f"Some of {','.join(DTYPES)}.")] = None,
@@ -173,7 +180,13 @@ def bench_command(
     out: _Out = Path(),
     device: _Device = None,
 ) -> None:
-    """Measure times against a copy and against other installed packages; write a table, pictures and a page."""
+    """Measure times against a copy and against other installed packages; write a table, pictures and a page.
+
+    `hadacore bench quantize` measures rotation with quantization.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
     where = _device(device)
     if pictures:
         _need_matplotlib(", or leave the pictures out with --no-pictures")
@@ -210,6 +223,61 @@ def bench_command(
     console.print(_summary(benchmark))
     for name, reason in benchmark.failures.items():
         console.print(f"{escape(name)} {escape(reason)}", style="yellow", soft_wrap=True)
+    _print_files(console, files)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """Options of ``bench`` itself, which a sub-command would not look at."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"is an option of `hadacore bench`; write it after {context.invoked_subcommand}",
+                param_hint=parameter.opts[0],
+            )
+
+
+@_bench_app.command("quantize")
+def bench_quantize_command(
+    sizes: Annotated[str | None, typer.Option(help="Sizes of rows with many rows, such as 128,14336.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(quantizing.DTYPES)}.")] = quantizing.DTYPES[0],
+    quick: Annotated[bool, typer.Option("--quick", help="A few points instead of the whole default grid.")] = False,
+    chains: Annotated[
+        bool | None,
+        typer.Option(help="Measure the unfused chain, compiled by torch.compile; by default on a GPU only."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
+    pictures: Annotated[bool, typer.Option(help="Draw a PNG picture.")] = True,
+    out: _Out = Path(),
+    device: _Device = None,
+) -> None:
+    """Measure rotation with quantization against a copy of the same bytes and against the unfused chain."""
+    where = _device(device)
+    if pictures:
+        _need_matplotlib(", or leave the picture out with --no-pictures")
+    if chains is None:
+        chains = where.type == "cuda"
+    with user_errors():
+        grid = quantizing.default_grid(where.type, dtype, quick)
+        if sizes is not None:
+            grid = replace(grid, sizes=integers(sizes, "--sizes"))
+        benchmark = QuantizeBenchmark(grid, where, out, chains=chains, resume=resume)
+    console = _console()
+    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.cases())} points to measure", style="dim")
+    if where.type == "cpu":
+        console.print(
+            "No GPU: small sizes on the CPU, where each call is several operations and the copy that of the inputs.",
+            style="dim", soft_wrap=True,
+        )  # fmt: skip
+    with _progress() as bar:
+        task = bar.add_task("measuring", total=benchmark.remaining)
+        benchmark.measure(lambda measured: bar.update(task, advance=1, description=str(measured.case)))
+    files = benchmark.finish(pictures)
+    title = "Rotation with quantization: worst time / copy, least speedup over the chain"
+    table = _table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
+    for line in summary(benchmark.table.rows, min(grid.elements)):
+        table.add_row(*line)
+    console.print(table)
     _print_files(console, files)
 
 
