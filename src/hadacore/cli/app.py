@@ -345,6 +345,16 @@ def compile_command(
     ] = None,
     signs: Annotated[bool, typer.Option("--signs", help="Also with random signs before and after.")] = False,
     strided: Annotated[bool, typer.Option("--strided", help="Also for rows with gaps.")] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the transform's kernels those that quantize to these formats, with the default granularity, or "
+            "FORMAT:GRANULARITY, such as fp8_e4m3,int4:128."
+        ),
+    ] = None,
+    prologue: Annotated[
+        str | None, typer.Option(help=f"With these before the transform: {', '.join(compiling.PROLOGUES)}.")
+    ] = None,
     all_variants: Annotated[bool, typer.Option("--all-variants", help="Same as --signs --strided.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail if a kernel keeps anything in local memory (spills).")
@@ -352,11 +362,27 @@ def compile_command(
     jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
 ) -> None:
     """Fill a kernel cache for given sizes, types and architectures; needs no GPU. For container images."""
+    if prologue is not None and quantize is None:
+        raise typer.BadParameter("needs --quantize, what follows the transform", param_hint="--prologue")
+    wanted = compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes")
+    types, architectures = names(dtypes, "--dtypes"), names(arch, "--arch")
     with user_errors():
+        requests = compiling.quantized(
+            () if quantize is None else names(quantize, "--quantize"),
+            () if prologue is None else names(prologue, "--prologue"),
+        )
         kernels = compiling.kernels_for(
-            compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
-            names(arch, "--arch"), signs=signs or all_variants, strided=strided or all_variants,
-        )  # fmt: skip
+            wanted,
+            types,
+            architectures,
+            signs=signs or all_variants,
+            strided=strided or all_variants,
+            quantize=requests,
+        )
+    console = _console()
+    if sizes is not None:  # nobody asked for each size of the default
+        for what, reason in compiling.without_kernel(wanted, types, architectures, requests).items():
+            console.print(f"[yellow]no kernel[/] for {escape(what)}: {escape(reason)}", soft_wrap=True)
     folder = cache or cache_folder()
     with _progress() as bar:
         task = bar.add_task("compiling", total=len(kernels))
@@ -371,7 +397,6 @@ def compile_command(
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
             raise _fail(str(error)) from error
-    console = _console()
     console.print(_compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
@@ -387,6 +412,9 @@ def compile_command(
 def _named(result: compiling.Compiled) -> str:
     kernel = result.kernel
     variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
+    fusion = getattr(kernel.configuration, "fusion", None)
+    if fusion is not None:
+        variant += f", {fusion}"
     return escape(f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}")
 
 
