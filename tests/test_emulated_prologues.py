@@ -11,9 +11,10 @@ from torch import Tensor
 from hadacore import prologues
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
 from hadacore.kernels.fusion import fused_prologue, fusion_of, scale_factor
-from hadacore.prologues import Prologue, RMSNorm, RotaryEmbedding
+from hadacore.prologues import GatedActivation, Prologue, RMSNorm, RotaryEmbedding
 from hadacore.quantization import prologue_reference
 from tests import oracle
 from tests.emulator import EmulatedKernel, Operands, Scales, compiler
@@ -26,7 +27,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # by ELEMENT
 
 
 def check(
-    configuration: KernelConfiguration, x: Tensor, prologue: Prologue, *, heads: int = 1, signs: Tensor | None = None
+    configuration: KernelConfiguration | BaseConfiguration,
+    x: Tensor,
+    prologue: Prologue,
+    *,
+    heads: int = 1,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """INT8 codes with a scale per row are within half a step of the rotated reference; returns codes and scales."""
     n = configuration.size
@@ -134,3 +140,23 @@ def test_signs_come_after_the_prologue() -> None:
         signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
         configuration = _configurations(log2_size, code)[-1].with_options(SIGNS_BEFORE, False)
         check(configuration, _rows(3, n, dtype=dtype), prologues.silu_mul(_rows(3, n, dtype=dtype)), signs=signs)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("order", "log2_columns", "rows"), [(28, 4, 9), (20, 6, 3), (12, 9, 2), (28, 9, 2), (172, 6, 1)]
+)
+def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int, code: int) -> None:
+    torch.manual_seed(0)
+    n, dtype = order << log2_columns, DTYPES[code]
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, fused_prologue(GatedActivation("silu", "separate"), n))
+    found = base_candidates(code, order, log2_columns, ARCHITECTURES["sm_90a"], fusion=fusion)
+    gate, up = 4 * _rows(rows, n, dtype=dtype), _rows(rows, n, dtype=dtype)
+    signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
+    for c in found:
+        plain = replace(c, fusion=None)
+        separate = check(plain, gate, prologues.silu_mul(up))
+        for order_of_halves, parts in (("gate_up", (gate, up)), ("up_gate", (up, gate))):
+            together = check(plain, torch.cat(parts, -1), prologues.silu_mul(order=order_of_halves))
+            assert torch.equal(together[0], separate[0]) and torch.equal(together[1], separate[1])
+    check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)

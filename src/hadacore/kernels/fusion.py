@@ -45,6 +45,11 @@ class FusedPrologue:
         return self.kind in (_RMS_NORM, _RMS_NORM_RESIDUAL)
 
     @property
+    def gated(self) -> bool:
+        """Whether it is a gated activation."""
+        return self.kind in _ACTIVATIONS.values()
+
+    @property
     def rotary(self) -> bool:
         """Whether it is a rotary embedding."""
         return self.kind in (_ROPE_HALF, _ROPE_INTERLEAVED)
@@ -157,6 +162,11 @@ def fusion_of(quantizer: Quantizer, n: int, global_scale: bool, prologue: FusedP
         quantizer.stochastic,
         prologue,
     )
+
+
+def code_bits(fusion: Fusion) -> int:
+    """Bits of a code."""
+    return 4 if fusion.encoding in (_ENCODINGS["INT4"], _ENCODINGS["E2M1"]) else 8
 
 
 def scale_factor(quantizer: Quantizer) -> float:
