@@ -15,7 +15,7 @@ from hadacore.matrices import factor
 @functools.lru_cache(maxsize=1024)
 def find_fusion(
     element_code: int, n: int, size: int, quantizer: Quantizer, global_scale: bool, inverse: bool, architecture: Architecture,
-    prologue: FusedPrologue | None = None,
+    prologue: FusedPrologue | None = None, heads: int = 1,
 ) -> Fusion | str:  # fmt: skip
     """The epilogue that quantizes rows of ``n`` elements after transforms of ``size``, or why no kernel has it.
 
@@ -28,6 +28,7 @@ def find_fusion(
         inverse: Whether the transpose is applied.
         architecture: The GPU's.
         prologue: What precedes, or None.
+        heads: Rows of a token, for a rotary embedding.
     """
     vector = 4 if element_code == 2 else 8
     if size < vector:
@@ -35,7 +36,7 @@ def find_fusion(
     matrix = factor(size)
     if matrix.base_order == 1 and size > 1 << MAXIMUM_LOG2_ROW:
         return f"a transform of {size} elements takes several passes over memory"
-    fusion = fusion_of(quantizer, n, global_scale, prologue)
+    fusion = fusion_of(quantizer, n, global_scale, prologue, heads)
     if prologue is not None and prologue.normalises and n != size and (n > 256 or n & (n - 1)):
         return f"a row of {n} elements is normalised as a whole, but transformed in parts of {size}"
     if prologue is not None and prologue.rotary and size > 1024:

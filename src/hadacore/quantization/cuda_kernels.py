@@ -57,7 +57,7 @@ def quantize(
         return composed(x, rotation, signs, quantizer, scale, seed, None, (), None)
     if signs is not None and signs.dtype != x.dtype:
         signs = signs.to(x.dtype)
-    tensors = None if prologue is None else _operands(prologue, x, operands, residual)
+    tensors = None if prologue is None else operands_of(prologue, x, operands, residual)
     return _launch(x, n, rotation, signs, quantizer, scale, seed, fusion, tensors)
 
 
@@ -87,14 +87,15 @@ def prologue_of_tensors(
     return fused_prologue(prologue, n, cos.shape[1], cos.dtype == torch.float32, size)
 
 
-def _operands(
+def operands_of(
     prologue: Description, x: Tensor, operands: Sequence[Tensor], residual: Tensor | None
 ) -> backend.PrologueOperands:
-    heads, tokens = 1, 1
+    """What a kernel reads for a prologue."""
+    tokens = 1
     if isinstance(prologue, RotaryEmbedding):
-        heads, tokens = x.shape[-2], operands[2].numel() if len(operands) == 3 else x.shape[-3]
+        tokens = operands[2].numel() if len(operands) == 3 else x.shape[-3]
     epsilon = prologue.epsilon if isinstance(prologue, RMSNorm) else 0.0
-    return backend.PrologueOperands(tuple(operands), residual, epsilon, heads, tokens)
+    return backend.PrologueOperands(tuple(operands), residual, epsilon, tokens)
 
 
 def _launch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +10,19 @@ from torch import Tensor
 
 from hadacore.backends.cuda.launch import (
     VECTOR_BYTES,
+    PreparedLaunch,
     Request,
     enter_device,
     find_prepared,
     kernel_arguments,
     launch_prepared,
+    prepare,
     vectors_fit,
 )
 from hadacore.backends.cuda.strides import row_strides
 from hadacore.kernels.configurations import signs_placement
 from hadacore.kernels.fusion import Fusion, code_bits
+from hadacore.kernels.head_maxima import HeadMaxima
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,19 @@ class PrologueOperands:
         read: Up to three: up; weight; cos, sin and positions.
         residual: Read and written, or None.
         epsilon: Of a normalisation.
-        heads: Rows of a token.
         tokens: Tokens after which positions repeat.
     """
 
     read: tuple[Tensor, ...] = ()
     residual: Tensor | None = None
     epsilon: float = 0.0
-    heads: int = 1
     tokens: int = 1
 
     def arguments(self) -> tuple[int | float, ...]:
         """In the order of ``PROLOGUE_PARAMETERS`` in ``prologue.cuh``."""
         addresses = [tensor.data_ptr() for tensor in self.read] + [0] * (3 - len(self.read))
         residual = 0 if self.residual is None else self.residual.data_ptr()
-        return (*addresses, residual, self.epsilon, self.heads, self.tokens)
+        return (*addresses, residual, self.epsilon, self.tokens)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -104,3 +106,23 @@ def quantize(
         if operands is not None:
             arguments += operands.arguments()
         launch_prepared(find_prepared(request), device_index, arguments + matrix.arguments())
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare_measuring(configuration: HeadMaxima, batch: int, tokens: int, device_index: int) -> PreparedLaunch:
+    return prepare(configuration, 0, device_index, grid=configuration.grid_of(batch, tokens))
+
+
+def measure_heads(
+    x: Tensor, magnitudes: Tensor, scale: float, signs: Tensor | None, configuration: HeadMaxima, matrix: ScaleMatrix,
+    operands: PrologueOperands | None,
+) -> None:  # fmt: skip
+    """Raise ``magnitudes``, ``(batch, kv heads)`` of zeros, to the largest rotated ones of ``(batch, tokens, heads, n)``."""
+    batch, tokens, heads, n = x.shape
+    device_index = x.get_device()
+    with enter_device(device_index):
+        prepared = _prepare_measuring(configuration, batch, tokens, device_index)
+        arguments = kernel_arguments(x, magnitudes, scale, batch * tokens * heads, n, signs, None)
+        if operands is not None:
+            arguments += operands.arguments()
+        launch_prepared(prepared, device_index, arguments + matrix.arguments())
