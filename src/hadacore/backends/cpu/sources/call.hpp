@@ -36,6 +36,7 @@ template <class E> struct Call {
     bool streamed;  // whether to store past the caches
     bool fetched;   // whether to fetch the next transform's input
     int64_t status;
+    bool owner;  // of signs and patterns
 
     explicit Call(const Problem& problem)
         : problem(&problem),
@@ -51,7 +52,8 @@ template <class E> struct Call {
           dense(problem.dimensions <= 1),
           streamed(false),
           fetched(size >= (base == nullptr ? FETCHED_SIZE : FETCHED_PRODUCT_SIZE)),
-          status(DONE) {
+          status(DONE),
+          owner(true) {
         for (int64_t d = 0; d < problem.dimensions; d++) {
             rows *= problem.shape[d];
             dense = dense && problem.x_strides[d] == problem.row_length && problem.out_strides[d] == problem.row_length;
@@ -60,7 +62,25 @@ template <class E> struct Call {
         lay_out_base();
         lay_out_signs();
     }
+    // Of `rows` rows without gaps at `x`, to rows without gaps at `out`, what `whole` does with its own.
+    Call(const Call& whole, const Memory* x, Memory* out, int64_t rows)
+        : problem(whole.problem),
+          x(x),
+          out(out),
+          base(whole.base),
+          patterns(whole.patterns),
+          signs(whole.signs),
+          scale(whole.scale),
+          size(whole.size),
+          blocks(whole.blocks),
+          rows(rows),
+          dense(true),
+          streamed(false),
+          fetched(false),
+          status(DONE),
+          owner(false) {}
     ~Call() {
+        if (!owner) return;
         free(patterns);
         free(signs);
     }
@@ -101,6 +121,8 @@ template <class E> struct Call {
         }
         return sum;
     }
+
+    int64_t x_offset(int64_t row) const { return dense ? row * problem->row_length : offset(*problem, problem->x_strides, row); }
 
     Place row(int64_t index) const {
         if (dense) return {x + index * problem->row_length, out + index * problem->row_length, signs, nullptr};
