@@ -197,6 +197,23 @@ def test_nvfp4_with_a_global_scale(isa: str, given: float) -> None:
     assert _same(_native(x, quantizer, given, isa=isa), _reference(x, quantizer, given, isa=isa))
 
 
+def test_the_global_scale_is_multiplied_by_its_reciprocal(isa: str) -> None:
+    """Wanted scales next to ties of E4M3, where a product with the reciprocal and a quotient round apart."""
+    ties = torch.arange(0x10, 0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * (1 + 2.0**-4)
+    quantizer = Quantizer(BY_NAME["nvfp4"], 16)
+    differ = 0
+    for given in (0.37, 0.0123, 5.1, 33.3):
+        factor = torch.tensor(quantizer.amax_factor)
+        amax = ties * torch.tensor(given) / factor
+        amax = torch.cat((amax, amax.nextafter(torch.tensor(0.0)), amax.nextafter(torch.tensor(9e9))))
+        differ += int((amax * factor / given != amax * factor * torch.tensor(given).reciprocal()).sum())
+        x = amax[:, None].expand(-1, 16).contiguous()
+        assert _same(
+            _native(x, quantizer, given, size=1, isa=isa), _reference(x, quantizer, given, size=1, isa=isa)
+        ), given
+    assert differ
+
+
 # ---- options and memory -----------------------------------------------------------------------------
 
 

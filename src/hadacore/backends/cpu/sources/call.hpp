@@ -10,7 +10,10 @@ namespace HADACORE_ISA {
 constexpr int64_t PIECE = 1 << 15;
 // From this many bytes of output on, stores go past the caches: the output would not stay in them anyway, and memory
 // is not read before it is overwritten.
-constexpr int64_t STREAM_BYTES = 1 << 23;
+#ifndef SB
+#define SB 23
+#endif
+constexpr int64_t STREAM_BYTES = 1 << SB;
 // Sizes from which on the next transform's input is fetched while results are stored: longer rows have phases without
 // reads, in which the hardware does not fetch ahead. Below, it costs more than it gives (measured).
 constexpr int64_t FETCHED_SIZE = 1 << 13;
