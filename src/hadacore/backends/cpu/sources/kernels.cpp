@@ -79,7 +79,7 @@ template <class E> static void wide_products(void* context, int64_t begin, int64
     int64_t order = call.problem->order, log2 = call.problem->log2, length = int64_t(1) << log2;
     int64_t pitch = log2 < BLOCK_BITS<R> ? length : length + Work<R>::LANES;
     int64_t elements = order * pitch + BLOCK<R>;
-    int64_t scratch = scratch_elements<R>(log2), table = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    int64_t scratch = scratch_elements<R>(log2), table = call.product_elements();
     R* rows = static_cast<R*>(thread_scratch((elements + (scratch > table ? scratch : table)) * int64_t(sizeof(R))));
     if (rows == nullptr) return call.fail();
     for (int64_t index = begin; index < end; index++) {
@@ -99,7 +99,7 @@ template <class E> static void narrow_products(void* context, int64_t begin, int
     using R = typename E::Real;
     int64_t order = call.problem->order, length = int64_t(1) << call.problem->log2, side = COLUMNS<R> / length;
     int64_t run_elements = side * call.size + BLOCK<R>, panel_elements = order * COLUMNS<R>;
-    int64_t table_elements = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    int64_t table_elements = call.product_elements();
     R* run = static_cast<R*>(thread_scratch((run_elements + 2 * panel_elements + table_elements) * int64_t(sizeof(R))));
     if (run == nullptr) return call.fail();
     R *panel = run + run_elements, *result = panel + panel_elements, *table = result + panel_elements;
