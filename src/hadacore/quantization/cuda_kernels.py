@@ -102,20 +102,13 @@ def _launch(
     x: Tensor, n: int, rotation: Rotation, signs: Tensor | None, quantizer: Quantizer, given: Tensor | None, seed: int | None,
     fusion: Fusion, operands: backend.PrologueOperands | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    format = quantizer.format
-    rows, columns = x.numel() // x.shape[-1], n // quantizer.block if quantizer.block else 0
-    codes = x.new_empty((*x.shape[:-1], n // format.packed), dtype=format.codes_dtype)
+    rows = x.numel() // x.shape[-1]
+    codes, scales = layouts.new_outputs(x, n, quantizer.format, quantizer.block, quantizer.swizzled)
     if quantizer.block == 0:
         assert given is not None
-        scales = given.clone()
-    elif quantizer.swizzled:
-        # Padding of the last tiles is zeros; without any, every byte is a scale and gets written.
-        make = x.new_empty if rows % layouts.TILE_ROWS == 0 and columns % layouts.TILE_COLUMNS == 0 else x.new_zeros
-        scales = make((layouts.swizzled_size(rows, columns),), dtype=torch.uint8).view(format.scale_dtype)
-    elif format.is_block_major(columns):
-        scales = x.new_empty((columns, rows), dtype=format.scale_dtype).t()
-    else:
-        scales = x.new_empty((rows, columns), dtype=format.scale_dtype)
+        scales.copy_(given)
+    elif quantizer.swizzled and scales.numel() > rows * (n // quantizer.block):
+        scales.view(torch.uint8).zero_()  # padding of the last tiles is zeros
     matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
     backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands)
     return codes, scales
