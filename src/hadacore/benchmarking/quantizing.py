@@ -12,18 +12,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hadacore.backends.cuda.launch import cuda_code
 from hadacore.benchmarking import unfused
 from hadacore.benchmarking.copy import time_copy, time_narrower_copy
 from hadacore.benchmarking.report import PROVENANCE_COLUMNS, Row
 from hadacore.benchmarking.timing import COLD, COLD_BYTES, Arena, Operation, Workload, time_operation
 from hadacore.elements import BY_NAME as ELEMENTS
 from hadacore.formats import BY_NAME, PER_ROW, Granularity
-from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.fusion import Fusion
-from hadacore.kernels.quantizing import find_fusion
 from hadacore.matrices import check_size
-from hadacore.prologues import GATE_UP, SEPARATE, Prologue, rope, silu_mul
+from hadacore.prologues import GATE_UP, SEPARATE, Prologue, RotaryEmbedding, rope, silu_mul
+from hadacore.quantization import cuda_heads
 from hadacore.quantization.functional import hadamard_quantize
 from hadacore.quantization.plan import plan_quantize
 from hadacore.quantization.query_key import PER_HEAD, PER_TOKEN, quantize_query_key
@@ -269,23 +266,24 @@ def key_of_case(case: Case) -> tuple[str, ...]:
 
 
 def is_fused(case: Case, device: torch.device) -> bool:
-    """Whether one kernel does all of it, as the plan says, or where it does not yet, the choice of kernels itself.
-
-    Queries and keys have no plan; they are composed.
-    """
-    if case.operation == QUERY_KEY:
-        return False
+    """Whether one kernel does all of it, as the plan says. Queries and keys are two launches of it, and per head two passes."""
     dtype = ELEMENTS[case.dtype].dtype
-    prologue = _prologue_of(case)
+    if case.heads is None:
+        prologue = _prologue_of(case)
+        description = None if prologue is None else prologue.description
+    else:
+        description = RotaryEmbedding(False)
+        if device.type != "cuda":
+            return False
+        for heads in (case.heads.heads, case.heads.kv_heads) if case.granularity == PER_HEAD else ():
+            token = torch.empty(1, 1, heads, case.size, dtype=dtype, device=device)
+            if cuda_heads.why_not(token, False) is not None:
+                return False
     planned = plan_quantize(
-        case.size, case.format, dtype, granularity=case.granularity, rows=case.rows, device=device,
-        prologue=None if prologue is None else prologue.description,
+        case.size, case.format, dtype, granularity=PER_ROW if case.heads else case.granularity, rows=case.rows,
+        prologue=description, device=device,
     )  # fmt: skip
-    if planned.fused or device.type != "cuda" or case.prologue:
-        return planned.fused
-    architecture = architecture_of(torch.cuda.get_device_capability(device))
-    found = find_fusion(cuda_code(dtype), case.size, case.size, planned.quantizer, False, False, architecture)
-    return isinstance(found, Fusion)
+    return planned.fused and planned.prologue_reason is None
 
 
 def _prologue_of(case: Case, up: Tensor | None = None) -> Prologue | None:

@@ -265,7 +265,7 @@ def bench_quantize_command(
     console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.cases())} points to measure", style="dim")
     if where.type == "cpu":
         console.print(
-            "No GPU: small sizes on the CPU, where each call is several operations and the copy that of the inputs.",
+            "No GPU: small sizes on the CPU, beside a copy of the inputs.",
             style="dim", soft_wrap=True,
         )  # fmt: skip
     with _progress() as bar:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
@@ -104,13 +104,8 @@ class Quantized:
         except ValueError as error:
             return str(error)
         quantizer = Quantizer(self.format, block, swizzled=self.format.can_swizzle)
-        found = find_fusion(element_code, size, size, quantizer, False, False, ARCHITECTURES[architecture])
-        if isinstance(found, str) or self.prologue is None:
-            return found
-        found = replace(found, prologue=fused_prologue(description_of(self.prologue, 0.0), size))
-        if not _configurations(element_code, size, architecture, False, found):
-            return f"no kernel of {size} elements on {architecture} has {self.prologue} before the transform"
-        return found
+        before = None if self.prologue is None else fused_prologue(description_of(self.prologue, 0.0), size)
+        return find_fusion(element_code, size, size, quantizer, block == 0, False, ARCHITECTURES[architecture], before)
 
 
 def quantized(formats: Iterable[str], prologues: Iterable[str] = ()) -> tuple[Quantized, ...]:
