@@ -274,6 +274,15 @@ _SIXTEEN_BIT_HOPPER = (
     _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
 )  # fmt: skip
 
+# With a prologue, whose result is two panels: always by wgmma, which reads both without making fragments of them.
+_PROLOGUE_HOPPER = (
+    _Row(1, 4, 1, 4, 1, 2, 3, True), _Row(1, 8, 2, 4, 1, 2, 2, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 1, 1, True, 2), _Row(1, 48, 1, 16, 1, 1, 1, True, 3),
+    _Row(2, 4, 1, 4, 1, 2, 2, True), _Row(2, 8, 2, 4, 1, 2, 2, True), _Row(2, 12, 1, 12, 1, 2, 1, True),
+    _Row(2, 16, 2, 8, 1, 1, 1, True), _Row(2, 32, 1, 16, 1, 1, 1, True, 2),
+    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 1, 1, True), _Row(4, 16, 1, 8, 1, 1, 1, True, 2),
+)  # fmt: skip
+
 
 def _generic_row(c: BaseConfiguration) -> _Row:
     """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread. float32, whose
@@ -341,9 +350,10 @@ def base_candidates(
     )  # fmt: skip
     listed: Iterable[_Row] = ()
     if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
-        listed = (
-            row for row in _SIXTEEN_BIT_HOPPER if row.groups == plain.groups and row.order_tiles >= plain.order_tiles
-        )
+        table = _SIXTEEN_BIT_HOPPER
+        if fusion is not None and fusion.prologue is not None and plain.log2_size >= 4:
+            table = _PROLOGUE_HOPPER
+        listed = (row for row in table if row.groups == plain.groups and row.order_tiles >= plain.order_tiles)
     row = next(iter(listed), _generic_row(plain))
     if row.wgmma and plain.log2_size < 4:
         row = _generic_row(plain)
