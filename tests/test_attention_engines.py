@@ -151,7 +151,9 @@ def test_on_a_cpu_everything_is_emulated() -> None:
     assert list(found) == ["flash_attn_interface", "torch", "vllm", "emulated"]
     assert [name for name, support in found.items() if support] == ["emulated"]
     assert all("compute capability 9.0" in support.reason for support in found.values() if not support)
-    with pytest.raises(BackendUnavailableError, match=r"engine 'vllm' cannot run here: .*the tensors are on cpu"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"engine 'vllm' cannot run here: .*compute capability 9.0, not on cpu"
+    ):
         quantized_attention(*HALF, engine="vllm")
 
 

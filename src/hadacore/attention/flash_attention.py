@@ -88,9 +88,7 @@ class FlashAttentionEngine:
     def support(self, device: torch.device) -> Support:
         """Whether it can run on a device at all."""
         if device.type != "cuda":
-            return Support(
-                False, f"FlashAttention-3 runs on NVIDIA GPUs of compute capability 9.0, the tensors are on {device}"
-            )
+            return Support(False, f"FlashAttention-3 runs on NVIDIA GPUs of compute capability 9.0, not on {device}")
         if not torch.cuda.is_available():
             return Support(False, "FlashAttention-3 needs an NVIDIA GPU, and PyTorch finds none")
         major, minor = torch.cuda.get_device_capability(device)
