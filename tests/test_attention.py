@@ -171,9 +171,11 @@ def test_scales_of_packed_blocks_do_not_cross_sequences() -> None:
 @pytest.mark.parametrize("granularity", ["head", "token"])
 @pytest.mark.parametrize("n", [64, 96])
 def test_composed_codes_are_those_of_quantize_query_key(granularity: str, n: int) -> None:
-    q, k, _ = tensors(40, 40, n=n)
+    q, k, v = tensors(40, 40, n=n)
     done = quantize_query_key(q, k, granularity=granularity)
-    for x, codes, scales in ((q, done.q, done.q_descale), (k, done.k, done.k_descale)):
+    value = prepare(q, k, v, AttentionRecipe("fp8_e4m3", granularity, rotate_value=True)).v
+    assert value.scales is not None
+    for x, codes, scales in ((q, done.q, done.q_descale), (k, done.k, done.k_descale), (v, value.codes, value.scales)):
         operand = quantize_heads(rotate(x, None), "fp8_e4m3", granularity, 2)
         assert torch.equal(operand.codes.view(torch.uint8), codes.view(torch.uint8))
         assert operand.scales is not None and torch.equal(operand.scales, scales)
