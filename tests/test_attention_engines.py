@@ -26,6 +26,7 @@ from hadacore.attention.flash_attention import (
     InterfaceEngine,
     Launch,
     PyTorchEngine,
+    _folders_of,
 )
 from hadacore.backends import Support
 from tests.attention_oracle import exact_attention
@@ -165,7 +166,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv(LIBRARY_VARIABLE, str(broken))
     assert "broken.so could not be loaded" in (VllmEngine().missing() or "")
     monkeypatch.delenv(LIBRARY_VARIABLE)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("hadacore.attention.flash_attention._folders_of", lambda name: ())
     assert f"vLLM is not installed, and {LIBRARY_VARIABLE}" in (VllmEngine().missing() or "")
     assert "flash_attn_interface package is not installed" in (InterfaceEngine().missing() or "")
 
@@ -183,7 +184,9 @@ def test_an_installed_vllm_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     library.touch()
     monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
+    _folders_of.cache_clear()
     assert VllmEngine().library() == library
+    _folders_of.cache_clear()
 
 
 ERRORS: list[tuple[type[Exception], str, Any]] = [
