@@ -252,6 +252,7 @@ class InterfaceEngine(FlashAttentionEngine):
             k_descale=k_descale,
             v_descale=v_descale,
             window_size=(call.left, call.right),
+            num_splits=0,  # the kernel's own heuristic, which few queries need
         )
         # Some releases return the log-sum-exp too.
         output: Tensor = result[0] if isinstance(result, tuple) else result
@@ -323,7 +324,7 @@ class VllmEngine(FlashAttentionEngine):
         try:
             _load_library(path.resolve())
         except OSError as error:
-            return f"{path} could not be loaded: {error}"
+            return f"{path} could not be loaded: {error.__cause__ or error}"
         except AttributeError:
             return f"{path} does not register the operator _vllm_fa3_C::fwd"
         return None
