@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="4.56")
 
-from hadacore.attention import RECIPES, AttentionRecipe  # noqa: E402
+from hadacore.attention import RECIPES, AttentionRecipe, quantized_attention  # noqa: E402
 from hadacore.integrations import transformers as integration  # noqa: E402
 
 LENGTH = 20
@@ -73,6 +73,40 @@ def test_logits_are_those_of_sdpa(model: Any, name: str, side: str) -> None:
     found = difference(logits(model, name, inputs), logits(model, "sdpa", inputs))
     assert found < bound_of(name)
     assert name == "hadacore_fp16" or found > 1e-4  # it is not PyTorch's attention that ran
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("cache", [None, "static"])
+@torch.no_grad()
+def test_masks_in_fewer_words_as_on_a_gpu(
+    model: Any, side: str, cache: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FlashAttention-3 is given on a GPU, multiplied here by the emulation: causal order, a window and padding."""
+    inputs = batch(side)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "cache_implementation": cache}
+    expected = logits(model, "sdpa", inputs)
+    tokens = model.generate(**inputs, **options)
+    seen = []
+
+    def spy(*arguments: Any, **more: Any) -> torch.Tensor:
+        seen.append(more)
+        return quantized_attention(*arguments, **more)
+
+    monkeypatch.setattr(integration, "_may_run_flash_attention", lambda mask: True)
+    monkeypatch.setattr(integration, "quantized_attention", spy)
+    assert difference(logits(model, "hadacore_fp16", inputs), expected) < BOUNDS["fp16"]
+    # With padding at the right, transformers goes on from the result of a token that is padding: nonsense, and another one here.
+    real = slice(1, 2) if side == "right" else slice(0, 2)
+    assert torch.equal(model.generate(**inputs, **options)[real], tokens[real])
+    assert all(more["mask"] is None or more["mask"].dim() == 2 for more in seen)
+    assert any(more["causal"] for more in seen)
+    own = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    own[:, :, 7:, 7] = False  # a caller's mask that hides the key of a query from all, the query being no padding
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        expected = model(input_ids=inputs["input_ids"], attention_mask=own).logits
+        model.set_attn_implementation("hadacore_fp16")
+        assert difference(model(input_ids=inputs["input_ids"], attention_mask=own).logits, expected) < BOUNDS["fp16"]
 
 
 @pytest.mark.parametrize("side", ["none", "left"])
