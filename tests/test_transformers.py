@@ -145,6 +145,23 @@ def test_generate(model: Any, name: str, cache: str | None) -> None:
         assert torch.equal(tokens, model.generate(**inputs, **other))
 
 
+def test_a_layer_s_own_scale_and_order() -> None:
+    """What models other than these pass: another factor of the scores, attention to all keys, three tokens after a cache."""
+    module = torch.nn.Module()
+    q, k, v = torch.randn(1, 4, 3, 64), torch.randn(1, 2, 9, 64), torch.randn(1, 2, 9, 64)
+    mask = torch.ones(3, 9, dtype=torch.bool).tril(6)[None, None]
+    for options in (
+        {"attention_mask": mask, "scaling": 0.3},
+        {"attention_mask": None, "is_causal": False},
+        {"attention_mask": mask[:, :, :1].expand(1, 1, 3, 9)},
+    ):
+        y, weights = integration.attention_forward(module, q, k, v, recipe=RECIPES["fp16"], **options)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=options["attention_mask"], scale=options.get("scaling"), enable_gqa=True
+        )
+        assert weights is None and y.is_contiguous() and difference(y, expected.transpose(1, 2)) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_models(dtype: torch.dtype) -> None:
     model = make_model("llama").to(dtype)
