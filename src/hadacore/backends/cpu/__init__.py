@@ -7,10 +7,16 @@ import functools
 import torch
 from torch import Tensor
 
-from hadacore.backends import Support
+from hadacore.backends import Capabilities, Support
 from hadacore.backends.cpu import native, torch_operations
-from hadacore.matrices import factor
+from hadacore.elements import ELEMENTS
+from hadacore.matrices import MAXIMUM_SIZE, factor
 from hadacore.matrices.orders import base_matrix
+
+CAPABILITIES = Capabilities(
+    "CPUs", "nothing; a C++ compiler when the package is installed makes it fast", tuple(e.name for e in ELEMENTS),
+    MAXIMUM_SIZE, None, None,
+)  # fmt: skip
 
 
 def support(device: torch.device | None = None) -> Support:
