@@ -9,6 +9,7 @@ No environment variable and no problem changes that: a backend that does not tak
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,7 @@ def supports() -> dict[str, Support]:
     return {"cuda": cuda.support(), "triton": triton.support(), "cpu": cpu.support()}
 
 
+@functools.cache
 def default_backend(device_type: str) -> str:
     """The backend of a kind of device where none is named."""
     if device_type == "cpu":
@@ -66,7 +68,9 @@ def check_backend(backend: str | None, device: torch.device) -> None:
     if (backend == "cpu") != (device.type == "cpu") and backend != "triton":
         where = "the CPU" if backend == "cpu" else "NVIDIA GPUs"
         fitting = "backend=None" if device.type in ("cpu", "cuda", "xpu") else "another device"
-        raise ValueError(f"backend={backend!r} takes tensors on {where}, got one on {device}; move it there, or use {fitting}")
+        raise ValueError(
+            f"backend={backend!r} takes tensors on {where}, got one on {device}; move it there, or use {fitting}"
+        )
 
 
 def _choose_for_cuda(

@@ -133,6 +133,7 @@ _SIXTEEN_BIT: dict[int, Configuration] = {
     15: _sylvester_panel(64, 8, 64, 16, 2, 1),
 }
 
+
 def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
     warp_bits = log2_size if warps == 1 else _VECTOR_AND_LANES
     return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)

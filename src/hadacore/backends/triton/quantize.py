@@ -38,14 +38,14 @@ def quantization_refusal(x: Tensor, n: int, size: int, quantizer: Quantizer) -> 
     if quantizer.format.name not in FUSED_FORMATS:
         return f"the Triton backend quantizes to {' and '.join(FUSED_FORMATS)}, got {quantizer.format.name}"
     if quantizer.block != n:
-        return f"the Triton backend quantizes with granularity='row', got {quantizer.block or 'one scale for the tensor'}"
+        return (
+            f"the Triton backend quantizes with granularity='row', got {quantizer.block or 'one scale for the tensor'}"
+        )
     if size != n:
         return f"the Triton backend quantizes rows that are one transform, got block_size {size} in rows of {n}"
     order = factor(size).base_order
     if order > LARGEST_FUSED_ORDER:
-        return (
-            f"the Triton backend quantizes rows whose base matrix has order {LARGEST_FUSED_ORDER} at most, got order {order}"
-        )
+        return f"the Triton backend quantizes rows whose base matrix has order {LARGEST_FUSED_ORDER} at most, got order {order}"
     return device_refusal(x.device) or refusal(x.dtype, size)
 
 
