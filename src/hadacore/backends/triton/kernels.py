@@ -136,9 +136,13 @@ def _row_starts(row, inner_rows, outer, inner, SIZE: tl.constexpr, STRIDED: tl.c
 
 @triton.jit
 def _with_signs(values, signs, offsets, mask):
-    """``values`` with the sign bits of ``signs``; exact, also of 16-bit values."""
-    negative = tl.load(signs + offsets, mask=mask, other=1.0) < 0
-    return tl.where(negative, -values, values)
+    """``values`` with their sign bits flipped where those of ``signs`` are set."""
+    flips = tl.load(signs + offsets, mask=mask, other=1.0).to(values.dtype)
+    if values.dtype.primitive_bitwidth == 16:
+        bits = values.to(tl.int16, bitcast=True) ^ (flips.to(tl.int16, bitcast=True) & -0x8000)
+    else:
+        bits = values.to(tl.int32, bitcast=True) ^ (flips.to(tl.int32, bitcast=True) & -0x80000000)
+    return bits.to(values.dtype, bitcast=True)
 
 
 @triton.jit
