@@ -124,18 +124,18 @@ def test_impulse_gives_a_column_exactly(size: int, dtype: torch.dtype, backend: 
     positions = torch.tensor([0, size // 3, size - 1])
     x = torch.zeros(3, size, dtype=dtype)
     x[torch.arange(3), positions] = 1
-    h = hadacore.hadamard_matrix(size, dtype=dtype)
-    assert torch.equal(backend(x.to(backend.device), 1.0).cpu(), h[:, positions].T)
-    assert torch.equal(backend(x.to(backend.device), 1.0, inverse=True).cpu(), h[positions])
+    for inverse in (False, True):
+        y = backend(x.to(backend.device), 1.0, inverse=inverse)
+        assert torch.equal(y.cpu().double(), oracle.transform(x, 1.0, inverse=inverse))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_row_depends_on_itself_alone(size: int, dtype: torch.dtype, backend: Backend) -> None:
-    rows = 41 if size <= 1024 else 9
+    rows = 41 if size <= 128 else 9
     x = backend.normal(rows, size, dtype=dtype)
     together = backend(x)
-    for count in (1, 2, 7, rows - 1):
+    for count in (1, rows - 1):
         assert torch.equal(backend(x[:count]), together[:count]), count
     assert torch.equal(backend(x[rows // 2]), together[rows // 2])
     poisoned = x.clone()
