@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hadacore
@@ -15,11 +18,13 @@ from hadacore import prologues
 from hadacore.backends import selection, triton
 from hadacore.backends.cuda import requirements as cuda_requirements
 from hadacore.backends.triton import requirements
+from hadacore.backends.triton.compiling import TARGETS, compile_for
 from hadacore.backends.triton.configurations import candidates, choose, choose_base
 from hadacore.backends.triton.launch import launch, multiprocessors, solve
 from hadacore.errors import BackendUnavailableError
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.quantization import reference
+from tests import oracle, tolerances
 from tests.test_backends import GPU, ORDERS, POWERS
 
 pytestmark = pytest.mark.triton
@@ -127,7 +132,7 @@ def test_refusals_of_the_transform() -> None:
     with pytest.raises(ValueError, match="takes base matrices up to order 2048, got order 2050"):
         run(torch.ones(1, 2050), base=torch.eye(2050, device=GPU))
     if GPU.type == "cpu":
-        with pytest.raises(ValueError, match="takes float16, bfloat16, float32, got torch.float64"):
+        with pytest.raises(ValueError, match=r"takes float16, bfloat16, float32, got torch\.float64"):
             run(torch.ones(1, 8, dtype=torch.float64))
 
 
@@ -205,7 +210,7 @@ def test_a_missing_or_old_triton_says_what_to_install(monkeypatch: pytest.Monkey
 
     requirements.triton_module.cache_clear()
     monkeypatch.setattr(package, "__version__", "3.3.1")
-    with pytest.raises(BackendUnavailableError, match=r"needs triton 3.4 or newer, got 3.3.1"):
+    with pytest.raises(BackendUnavailableError, match=r"needs triton 3\.4 or newer, got 3\.3\.1"):
         triton.transform(torch.ones(8), torch.ones(8), 8, 1.0, None, False, None)
     monkeypatch.setitem(__import__("sys").modules, "triton", None)
     with pytest.raises(BackendUnavailableError, match=r'pip install "hadacore\[triton\]"'):
@@ -220,19 +225,29 @@ def test_a_missing_or_old_triton_says_what_to_install(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("sixteen_bit", [True, False])
 def test_every_candidate_gives_the_same_result(sixteen_bit: bool) -> None:
-    """Candidates that add in the same order, which is that of the table, give the same bits."""
     for log2_size in range(16):
-        x = torch.randn(3, 1 << log2_size, dtype=torch.float16 if sixteen_bit else torch.float32, device=GPU)
-        mine = choose(log2_size, sixteen_bit)
-        assert mine.size == x.shape[-1] and mine.works_in_place
-        assert next(candidates(log2_size, sixteen_bit)) == mine
-        assert all(c.size == mine.size for c in candidates(log2_size, sixteen_bit))
+        found = list(candidates(log2_size, sixteen_bit))
+        assert found[0] == choose(log2_size, sixteen_bit) and 3 <= len(found) == len(set(found)) <= 32
+        for c in (*found, choose(log2_size, sixteen_bit, amd=True)):
+            assert c.size == 1 << log2_size and c.works_in_place and c.blocks == 1
+        # Interpreted, a program is slow; all kernels and divisions are among the small ones.
+        shapes = {(c.kernel, c.order, c.parts, c.columns): c for c in found}
+        dtype = torch.float16 if sixteen_bit else torch.float32
+        x = torch.randn(3, 1 << log2_size, dtype=dtype, device=GPU)
+        exact = oracle.transform(x)
+        best = max(tolerances.rounding_error(exact, dtype), 1e-12)
+        for c in shapes.values():
+            y = torch.full_like(x, math.nan)
+            launch(c, x, y, x.shape[-1] ** -0.5)
+            assert tolerances.relative_error(y, exact) <= best * (
+                tolerances.CORRECT_ROUNDING_RATIO if sixteen_bit else 8
+            ), c
 
 
 def test_a_base_is_covered_by_its_blocks() -> None:
     for order in (12, 16, 100, 128, 172, 2048):
         for product in (1, 2, 3):
-            for log2_columns in range(0, 15 - order.bit_length() + 1):
+            for log2_columns in range(15 - order.bit_length() + 1):
                 c = choose_base(order, log2_columns, product)
                 assert c.size == order << log2_columns
                 assert c.blocks * c.block >= order and c.rows * c.columns >= 16
@@ -244,3 +259,40 @@ def test_the_grid_is_no_larger_than_the_rows() -> None:
     assert c.grid(1, 132) == (1, 1)
     assert c.grid(10**6, 132) == (c.programs * 132, 1)
     assert multiprocessors(GPU) >= 1
+
+
+# ---- compiling for GPUs that are not here -----------------------------------------------------------------
+
+
+COMPILED = """
+import sys, torch
+from hadacore.backends.triton.compiling import SHARED_BYTES, compile_for, epilogues
+from hadacore.backends.triton.configurations import DIRECT, choose, choose_base
+target = sys.argv[1]
+amd = target.startswith("gfx")
+for c, dtype in (
+    (choose(1, True, amd), torch.bfloat16), (choose(7, True, amd), torch.float16), (choose(11, True, amd), torch.bfloat16),
+    (choose(7, False, amd), torch.float32), (choose_base(12, 4, DIRECT, amd), torch.float16),
+):
+    for epilogue in epilogues(target):
+        found = compile_for(target, c, dtype, signs=1 + (epilogue > 0), strided=epilogue == 0, epilogue=epilogue)
+        assert 16 <= found.registers <= 512 and found.shared_bytes <= SHARED_BYTES[target], (c, found)
+        print(c, epilogue, found)
+"""
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_kernels_compile_for_every_target(target: str) -> None:
+    """In a process of its own, since Triton compiles nothing where it interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILED, target]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(result.stdout.splitlines()) >= 10
+
+
+def test_nothing_is_compiled_where_triton_interprets() -> None:
+    if not triton.is_interpreted():
+        pytest.skip("Triton compiles here")
+    with pytest.raises(BackendUnavailableError, match="TRITON_INTERPRET is set"):
+        compile_for("sm_90", choose(7, True), torch.float16)

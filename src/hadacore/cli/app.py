@@ -57,9 +57,9 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, backend: str | None = None) -> torch.device:
     try:
-        return chosen_device(name)
+        return chosen_device(name, backend)
     except BackendUnavailableError as error:
         raise _fail(str(error)) from error
 
@@ -172,9 +172,10 @@ def bench_command(
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
     out: _Out = Path(),
     device: _Device = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
     """Measure times against a copy and against other installed packages; write a table, pictures and a page."""
-    where = _device(device)
+    where = _device(device, backend)
     if pictures:
         _need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
@@ -187,9 +188,12 @@ def bench_command(
             default.dtypes if dtypes is None else choices(dtypes, DTYPES, "--dtypes"),
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
-        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume)
+        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
     console = _console()
-    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.points())} points to measure", style="dim")
+    console.print(
+        f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
+        style="dim",
+    )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
     with _progress() as bar:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from hadacore.backends import Support, cpu, cuda
 from hadacore.backends.cuda.cache import cache_folder, refusal
+from hadacore.backends.selection import supports
 from hadacore.benchmarking import provenance
 from hadacore.benchmarking.peers import find_peers
 
@@ -53,11 +53,6 @@ def gpu_lines() -> list[str]:
     return lines
 
 
-def backends() -> dict[str, Support]:
-    """Whether each backend can run, and why not."""
-    return {"cuda": cuda.support(), "cpu": cpu.support()}
-
-
 def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything, as titled lists of name and value."""
     found, missing = find_peers("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,7 +63,7 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
         ("devices", devices),
         (
             "backends",
-            [(name, ("available: " if s else "unavailable: ") + s.reason) for name, s in backends().items()],
+            [(name, ("available: " if s else "unavailable: ") + s.reason) for name, s in supports().items()],
         ),
         ("kernel cache", [("folder", str(cache_state()))]),
         ("peers for bench", [(p.name, "installed") for p in found] + list(missing.items())),

@@ -4,7 +4,7 @@ from hadacore.backends import Capabilities
 from hadacore.backends.triton.configurations import LARGEST_ORDER, LARGEST_SIZE
 from hadacore.backends.triton.launch import DTYPES, refusal, transform
 from hadacore.backends.triton.quantize import FUSED_FORMATS, quantization_refusal, quantize
-from hadacore.backends.triton.requirements import support
+from hadacore.backends.triton.requirements import is_interpreted, support
 from hadacore.elements import BY_DTYPE
 
 CAPABILITIES = Capabilities(
@@ -12,4 +12,4 @@ CAPABILITIES = Capabilities(
     LARGEST_SIZE, LARGEST_ORDER, LARGEST_SIZE, FUSED_FORMATS,
 )  # fmt: skip
 
-__all__ = ["CAPABILITIES", "quantization_refusal", "quantize", "refusal", "support", "transform"]
+__all__ = ["CAPABILITIES", "is_interpreted", "quantization_refusal", "quantize", "refusal", "support", "transform"]

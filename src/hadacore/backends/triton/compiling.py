@@ -142,7 +142,9 @@ def compile_for(
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, aligned)
     compiled = triton.compile(
-        source, target=GPUTarget(*TARGETS[target]), options={"num_warps": configuration.warps, "enable_fp_fusion": False}
+        source,
+        target=GPUTarget(*TARGETS[target]),
+        options={"num_warps": configuration.warps, "enable_fp_fusion": False},
     )
     read = _read_nvidia if TARGETS[target][0] == "cuda" else _read_amd
     return Compiled(*read(compiled.asm), compiled.metadata.shared)

@@ -1,13 +1,13 @@
 """The table of Triton configurations: which kernel a size runs on, how it divides a row, and its launch.
 
 What a row's elements are added to in which order (kernel, parts, columns) follows from size and type alone, so a result
-does not depend on the number of rows. ``benchmarks/triton.py`` times the candidates; the table holds the fastest.
+does not depend on the number of rows. ``benchmarks/tune_triton.py`` times the candidates; the table holds the fastest.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 LARGEST_SIZE = 1 << 15
@@ -130,7 +130,23 @@ _SIXTEEN_BIT: dict[int, Configuration] = {
     12: _sylvester_panel(64, 1, 64, 4, 3, 4),
     13: _sylvester_panel(64, 2, 64, 4, 2, 2),
     14: _sylvester_panel(64, 4, 64, 8, 2, 1),
-    15: _sylvester_panel(64, 8, 64, 16, 2, 1),
+    15: _sylvester_panel(128, 4, 64, 8, 2, 1),
+}
+
+
+# AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
+# rows on their way. Chosen by the compiler's report for gfx942, not by time.
+_SIXTEEN_BIT_AMD: dict[int, Configuration] = {
+    **_SIXTEEN_BIT,
+    7: Configuration("short_rows", 64, 1, 128, 8, 1, 4),
+    8: Configuration("short_rows", 16, 2, 128, 4, 1, 8),
+    9: Configuration("short_rows", 16, 4, 128, 8, 1, 4),
+    10: Configuration("short_rows", 16, 8, 128, 8, 1, 4),
+    11: _sylvester_panel(64, 1, 32, 4, 1, 8),
+    12: _sylvester_panel(64, 1, 64, 8, 1, 4),
+    13: _sylvester_panel(64, 2, 64, 8, 1, 4),
+    14: _sylvester_panel(64, 4, 64, 8, 1, 4),
+    15: _sylvester_panel(64, 8, 64, 8, 1, 4),
 }
 
 
@@ -150,13 +166,15 @@ _FLOAT32: dict[int, Configuration] = {
 }
 
 
-def choose(log2_size: int, sixteen_bit: bool) -> Configuration:
-    """The configuration of a power of two."""
-    return (_SIXTEEN_BIT if sixteen_bit else _FLOAT32)[log2_size]
+def choose(log2_size: int, sixteen_bit: bool, amd: bool = False) -> Configuration:
+    """The configuration of a power of two, on an AMD GPU or another."""
+    if not sixteen_bit:
+        return _FLOAT32[log2_size]
+    return (_SIXTEEN_BIT_AMD if amd else _SIXTEEN_BIT)[log2_size]
 
 
-def choose_base(order: int, log2_columns: int, product: int) -> Configuration:
-    """The configuration of a size ``order * 2^log2_columns``."""
+def choose_base(order: int, log2_columns: int, product: int, amd: bool = False) -> Configuration:
+    """The configuration of a size ``order * 2^log2_columns``, on an AMD GPU or another."""
     all_columns = 1 << log2_columns
     columns = min(all_columns, _PANEL_COLUMNS)
     rows = 1
@@ -175,7 +193,17 @@ def choose_base(order: int, log2_columns: int, product: int) -> Configuration:
     warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
     programs = max(1, 16 // warps)
     return Configuration(
-        "panel", rows, parts, columns, warps, 2 if step == block else 1, programs, order, block, step, product
+        "panel",
+        rows,
+        parts,
+        columns,
+        warps,
+        2 if step == block and not amd else 1,
+        programs,
+        order,
+        block,
+        step,
+        product,
     )
 
 
@@ -185,17 +213,56 @@ def _power_above(value: int) -> int:
 
 def candidates(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
     """Configurations worth timing for a power of two, that of the table first."""
-    mine = choose(log2_size, sixteen_bit)
-    tried = {mine}
-    yield mine
-    for found in _space(log2_size, sixteen_bit, mine):
-        if found not in tried:
-            tried.add(found)
-            yield found
+    return _each_once(choose(log2_size, sixteen_bit), _space(log2_size, sixteen_bit))
 
 
-def _space(log2_size: int, sixteen_bit: bool, mine: Configuration) -> Iterator[Configuration]:
-    launches = itertools.product((4, 8, 16), (1, 2, 3), (1, 2, 4, 8, 32))
-    for warps, stages, programs in launches:
-        if warps * programs <= 64 or programs == 32:
-            yield replace(mine, warps=warps, stages=stages, programs=programs)
+def base_candidates(order: int, log2_columns: int, product: int) -> Iterator[Configuration]:
+    """Configurations worth timing for a size ``order * 2^log2_columns``, the chosen one first."""
+    mine = choose_base(order, log2_columns, product)
+    return _each_once(mine, _base_space(mine))
+
+
+def _each_once(mine: Configuration, others: Iterable[Configuration]) -> Iterator[Configuration]:
+    return iter(dict.fromkeys((mine, *others)))
+
+
+def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
+    if not sixteen_bit or log2_size < 4:
+        for log2_tile, warps in ((9, 1), (10, 1), (11, 1), (11, 2), (11, 4), (12, 1), (12, 4), (12, 8), (13, 8)):
+            if max(log2_size, 9) <= log2_tile <= max(log2_size, 11):
+                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 32 // warps)
+                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 128 // warps)
+        if log2_size >= 13:
+            for warps, programs in ((8, 4), (16, 2), (16, 4), (32, 1), (32, 2)):
+                yield _butterflies(1, log2_size, warps, programs)
+        return
+    if log2_size <= 11:
+        for columns, rows, warps in itertools.product((64, 128), (16, 32, 64, 128), (4, 8)):
+            columns = min(columns, 1 << log2_size)
+            if 2048 * warps // 4 <= rows << log2_size <= 4096 * warps // 2:
+                parts = (1 << log2_size) // columns
+                yield Configuration("short_rows", rows, parts, columns, warps, 2, 16 // warps)
+                yield Configuration("short_rows", rows, parts, columns, warps, 1, 128)
+    for order, columns in ((32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
+        parts, rest = divmod(1 << log2_size, order * columns)
+        if rest or parts > 16:
+            continue
+        for warps in (4, 8, 16):
+            if 512 * warps <= 1 << log2_size <= 4096 * warps and (warps < 16 or log2_size == 15):
+                yield _sylvester_panel(order, parts, columns, warps, 2, max(1, 16 // warps))
+                yield _sylvester_panel(order, parts, columns, warps, 1, max(1, 512 // warps))
+                if log2_size <= 12:
+                    yield _sylvester_panel(order, parts, columns, warps, 3, max(1, 16 // warps))
+
+
+def _base_space(mine: Configuration) -> Iterator[Configuration]:
+    for warps, stages in itertools.product((4, 8, 16), (1, 2, 3)):
+        yield replace(mine, warps=warps, stages=stages, programs=max(1, 16 // warps))
+    if mine.order > mine.step and mine.order <= 256 and mine.product == DIRECT:
+        for warps, stages in itertools.product((8, 16), (1, 2)):
+            yield replace(mine, block=256, step=256, warps=warps, stages=stages, programs=1)
+            yield replace(mine, step=256, warps=warps, stages=stages, programs=1)
+    if mine.parts > 1:
+        for warps, stages in itertools.product((8, 16), (1, 2)):
+            wider = replace(mine, parts=mine.parts // 2, columns=2 * mine.columns)
+            yield replace(wider, warps=warps, stages=stages, programs=max(1, 16 // warps))

@@ -67,9 +67,9 @@ def refusal(dtype: torch.dtype, size: int, base_order: int | None = None) -> str
 
 def solve(x: Tensor, size: int, base: Tensor | None) -> Solution:
     """The configuration for a problem that the backend takes."""
-    sixteen_bit = x.dtype in _SIXTEEN_BIT
+    sixteen_bit, amd = x.dtype in _SIXTEEN_BIT, torch.version.hip is not None
     if base is None and size & (size - 1) == 0:
-        return Solution(choose(size.bit_length() - 1, sixteen_bit), None)
+        return Solution(choose(size.bit_length() - 1, sixteen_bit, amd), None)
     if base is None:
         found = factor(size)
         # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
@@ -78,7 +78,7 @@ def solve(x: Tensor, size: int, base: Tensor | None) -> Solution:
     else:
         product = DIRECT if sixteen_bit and base.dtype == x.dtype else IEEE
     order = base.shape[0]
-    return Solution(choose_base(order, (size // order).bit_length() - 1, product), base)
+    return Solution(choose_base(order, (size // order).bit_length() - 1, product, amd), base)
 
 
 @functools.lru_cache(maxsize=16)
