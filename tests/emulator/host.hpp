@@ -51,6 +51,10 @@ struct Arguments {
   const char* base;
   i64 base_row_stride, base_column_stride;
   i64 inner;
+  const char *operand, *second_operand, *positions;
+  char* residual;
+  double epsilon;
+  i64 heads, tokens;
   char* scales;
   const char* given_scale;
   double scale_factor;
@@ -90,6 +94,9 @@ u32 half_bits(float v);
 u32 bfloat16_bits(float v);
 u32 float8_bits(float v, int mantissa, int bias, double maximum);
 float reciprocal(float v);
+float square_root(float v);
+float power_of_two(float v);
+float error_function(float v);
 float half_value(u32 bits);
 
 }  // namespace emulator
@@ -319,6 +326,10 @@ __device__ __forceinline__ u32 cvt_rn_satfinite_e5m2x2_f32(float high, float low
 
 __device__ __forceinline__ float mul_rn_f32(float a, float b) { return a * b; }
 __device__ __forceinline__ float add_rn_f32(float a, float b) { return a + b; }
+__device__ __forceinline__ float fma_rn_f32(float a, float b, float c) { return (float)__builtin_fma((double)a, (double)b, (double)c); }
+__device__ __forceinline__ float sqrt_rn_f32(float v) { return emulator::square_root(v); }
+__device__ __forceinline__ float ex2_approx_f32(float v) { return emulator::power_of_two(v); }
+__device__ __forceinline__ float rcp_approx_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float rcp_rn_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float min_f32(float a, float b) { return a != a ? b : b != b ? a : a < b ? a : b; }
 __device__ __forceinline__ float max_f32(float a, float b) { return a != a ? b : b != b ? a : a > b ? a : b; }

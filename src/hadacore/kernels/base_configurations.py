@@ -108,6 +108,8 @@ class BaseConfiguration:
         run = (4 if self.element_code == _FLOAT32 else 8) // (
             2 if self.wgmma and self.log2_size < self.log2_group else 1
         )
+        if fusion.prologue is not None:
+            raise ValueError(f"sizes with a base have no prologue yet: {self}")
         if 1 << self.log2_size < (4 if self.element_code == _FLOAT32 else 8):
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):
@@ -119,7 +121,7 @@ class BaseConfiguration:
             if self.splits > MAXIMUM_CLUSTER or self.units > 1 or self.unit_rows > 4:
                 raise ValueError(f"the blocks that share a row must form a cluster: {self}")
             object.__setattr__(self, "cluster", self.splits)
-        return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster)
+        return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster, 0)
 
     @property
     def size(self) -> int:

@@ -5,12 +5,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hadacore.formats import Quantizer
+from hadacore.prologues import SEPARATE, Description, GatedActivation, RMSNorm
 
 # ENCODING and SCALE_TYPE of epilogues/codes.cuh and block_scales.cuh.
 _ENCODINGS = {"E4M3": 1, "E5M2": 2, "INT8": 3, "INT4": 4, "E2M1": 5}
 _GIVEN_SCALE = 0
 _SCALE_TYPES = {"fp32": 1, "E8M0": 2, "E4M3": 3}
 _ROW_MAJOR, _BLOCK_MAJOR, _SWIZZLED = 0, 1, 2
+
+# PROLOGUE and GATED_LAYOUT of prologue.cuh.
+_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2, "gelu_erf": 3}
+_RMS_NORM, _RMS_NORM_RESIDUAL, _ROPE_HALF, _ROPE_INTERLEAVED = 4, 5, 6, 7
+_GATED_LAYOUTS = {SEPARATE: 0, "gate_up": 1, "up_gate": 2}
+
+
+@dataclass(frozen=True)
+class FusedPrologue:
+    """A prologue that is part of a kernel.
+
+    Attributes:
+        kind: ``PROLOGUE``.
+        row: ``ROW_ELEMENTS``: elements of a rotated row.
+        gated_layout: ``GATED_LAYOUT``.
+        rotary_pairs: ``ROTARY_PAIRS``.
+        table_float32: Whether the tables of a rotary embedding are float32.
+        position_bytes: Of an entry of the positions.
+    """
+
+    kind: int
+    row: int
+    gated_layout: int = 0
+    rotary_pairs: int = 0
+    table_float32: bool = False
+    position_bytes: int = 8
+
+    @property
+    def normalises(self) -> bool:
+        """Whether a row's factor is made of all of it."""
+        return self.kind in (_RMS_NORM, _RMS_NORM_RESIDUAL)
+
+    @property
+    def rotary(self) -> bool:
+        """Whether it is a rotary embedding."""
+        return self.kind in (_ROPE_HALF, _ROPE_INTERLEAVED)
+
+    def constants(self) -> dict[str, int]:
+        """The ``-D`` constants."""
+        return {
+            "PROLOGUE": self.kind,
+            "ROW_ELEMENTS": self.row,
+            "GATED_LAYOUT": self.gated_layout,
+            "ROTARY_PAIRS": self.rotary_pairs,
+            "TABLE_FLOAT32": int(self.table_float32),
+            "POSITION_BYTES": self.position_bytes,
+        }
+
+
+def fused_prologue(
+    description: Description, row: int, rotary_pairs: int = 0, table_float32: bool = False, position_bytes: int = 8
+) -> FusedPrologue:
+    """The prologue of rows of ``row`` elements that a description stands for; the rest is a rotary embedding's."""
+    if isinstance(description, GatedActivation):
+        return FusedPrologue(_ACTIVATIONS[description.activation], row, _GATED_LAYOUTS[description.layout])
+    if isinstance(description, RMSNorm):
+        return FusedPrologue(_RMS_NORM_RESIDUAL if description.has_residual else _RMS_NORM, row)
+    kind = _ROPE_INTERLEAVED if description.interleaved else _ROPE_HALF
+    return FusedPrologue(kind, row, 0, rotary_pairs, table_float32, position_bytes)
 
 
 def _round_up(shared_bytes: int) -> int:
@@ -31,6 +91,7 @@ class Fusion:
         clipped: ``CLIPPED``: whether values may lie beyond the largest code.
         global_scale: Whether block scales are relative to a given one.
         stochastic: Whether codes are rounded stochastically.
+        prologue: What comes before the transform, or None.
     """
 
     encoding: int
@@ -41,12 +102,13 @@ class Fusion:
     clipped: bool = False
     global_scale: bool = False
     stochastic: bool = False
+    prologue: FusedPrologue | None = None
 
     def is_row(self, size: int) -> bool:
         """Whether a whole row shares a scale that is made of it."""
         return self.scale_type != _GIVEN_SCALE and self.block == size
 
-    def shared_end(self, used: int, warps: int, rows: int, blocks: int) -> int:
+    def shared_end(self, used: int, warps: int, rows: int, blocks: int, parts: int) -> int:
         """Where shared memory ends with the maxima of ``row_maximum.cuh`` after ``used`` bytes.
 
         Args:
@@ -54,12 +116,17 @@ class Fusion:
             warps: Warps of all sets that share rows.
             rows: Rows of a set.
             blocks: Blocks of a cluster.
+            parts: Parts of a row whose squares are summed.
         """
+        if self.prologue is not None and self.prologue.normalises:
+            used = _round_up(used) + 16 * parts
         return _round_up(_round_up(used) + 4 * warps * rows) + 2 * (16 * blocks + 8)
 
     def constants(self) -> dict[str, int]:
         """The ``-D`` constants."""
+        prologue = {} if self.prologue is None else self.prologue.constants()
         return {
+            **prologue,
             "ENCODING": self.encoding,
             "SCALE_TYPE": self.scale_type,
             "QUANTIZED_BLOCK": self.block,
@@ -71,8 +138,8 @@ class Fusion:
         }
 
 
-def fusion_of(quantizer: Quantizer, n: int, global_scale: bool) -> Fusion:
-    """The epilogue for a quantizer of rows of ``n`` elements."""
+def fusion_of(quantizer: Quantizer, n: int, global_scale: bool, prologue: FusedPrologue | None = None) -> Fusion:
+    """What a kernel for a quantizer of rows of ``n`` elements does besides the transform."""
     format = quantizer.format
     layout = _ROW_MAJOR
     if quantizer.swizzled:
@@ -88,6 +155,7 @@ def fusion_of(quantizer: Quantizer, n: int, global_scale: bool) -> Fusion:
         quantizer.clip_ratio < 1,
         global_scale and quantizer.block > 0,
         quantizer.stochastic,
+        prologue,
     )
 
 

@@ -66,15 +66,19 @@ def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
     base = None
     if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
         base = (configuration.size, configuration.log2_merge, configuration.transposed)
-    return _text(configuration.kernel, base, configuration.fusion is not None, ptx)
+    fusion = configuration.fusion
+    has_prologue = fusion is not None and fusion.prologue is not None
+    return _text(configuration.kernel, base, fusion is not None, has_prologue, ptx)
 
 
 @functools.lru_cache(maxsize=64)
-def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, ptx: bool) -> str:
+def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, has_prologue: bool, ptx: bool) -> str:
     parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
     parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
     if base is not None:
         parts.append(base_signs_text(dense_base(*base)))
+    if has_prologue:
+        parts.append(_read("hadacore.kernels.cuda", "prologue.cuh"))
     names = list(_KERNEL_PARTS[kernel])
     if quantizes:
         names[-1:-1] = _QUANTIZING_PARTS[kernel]

@@ -277,6 +277,32 @@ __device__ __forceinline__ float add_rn_f32(float a, float b) {
   return sum;
 }
 
+__device__ __forceinline__ float fma_rn_f32(float a, float b, float c) {
+  float sum;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+  return sum;
+}
+
+__device__ __forceinline__ float sqrt_rn_f32(float v) {
+  float root;
+  asm("sqrt.rn.f32 %0, %1;" : "=f"(root) : "f"(v));
+  return root;
+}
+
+// ex2.approx.f32: 2^v to two units in the last place.
+__device__ __forceinline__ float ex2_approx_f32(float v) {
+  float power;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
+}
+
+// rcp.approx.f32: the reciprocal to one unit in the last place.
+__device__ __forceinline__ float rcp_approx_f32(float v) {
+  float reciprocal;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return reciprocal;
+}
+
 // rcp.rn.f32: the correctly rounded reciprocal.
 __device__ __forceinline__ float rcp_rn_f32(float v) {
   float reciprocal;
