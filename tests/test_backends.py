@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 import hadacore
 from hadacore.backends.cpu import native
+from hadacore.backends.selection import CAPABILITIES, support_table
+from hadacore.elements import BY_NAME
 from tests import oracle, tolerances
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -258,3 +261,24 @@ def test_a_module_keeps_its_backend() -> None:
     assert repr(rotate) == "HadamardTransform(8, backend='cpu')"
     assert rotate.inverted().backend == "cpu"
     assert torch.equal(rotate(torch.ones(8)), hadacore.hadamard_transform(torch.ones(8)))
+
+
+# ---- what they report -------------------------------------------------------------------------------------
+
+
+def test_the_support_table_is_that_of_the_documentation() -> None:
+    text = (Path(__file__).parents[1] / "docs/backends.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("| `")] == support_table().splitlines()[2:]
+    assert support_table() in text
+
+
+def test_backends_take_what_they_report(backend: Backend) -> None:
+    reported = CAPABILITIES[backend.argument]
+    for name in reported.dtypes:
+        x = torch.ones(2, 4, dtype=BY_NAME[name].dtype, device=backend.device)
+        assert backend(x)[0].tolist() == [2, 0, 0, 0]
+    largest = min(reported.largest_power, 1 << 16)
+    assert backend(torch.ones(1, largest, device=backend.device), 1.0)[0, 0] == largest
+    if reported.largest_order is not None:
+        with pytest.raises(ValueError, match=f"base matrices up to order {reported.largest_order}, got order 2068"):
+            backend(torch.ones(1, 2068, device=backend.device))

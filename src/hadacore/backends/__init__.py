@@ -38,7 +38,8 @@ class Capabilities:
         largest_power: Largest power of two.
         largest_order: Largest order of a base matrix, or None where any is taken.
         largest_size: Largest ``m * 2^k``, or None where any is taken.
-        fused_formats: Formats that are rotated to and quantized in one pass, with a scale for each row.
+        fused_formats: Formats that are rotated to and quantized in one pass.
+        fused_granularity: What may share a scale there, in words.
     """
 
     devices: str
@@ -48,3 +49,4 @@ class Capabilities:
     largest_order: int | None
     largest_size: int | None
     fused_formats: tuple[str, ...] = ()
+    fused_granularity: str = ""

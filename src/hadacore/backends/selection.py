@@ -35,6 +35,22 @@ def supports() -> dict[str, Support]:
     return {"cuda": cuda.support(), "triton": triton.support(), "cpu": cpu.support()}
 
 
+def support_table() -> str:
+    """What each backend takes, in Markdown; ``docs/backends.md`` holds it."""
+    lines = [
+        "| backend | devices | needs | types | powers of two to | base order to | m * 2^k to | quantizes in one pass |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, c in CAPABILITIES.items():
+        fused = "no" if not c.fused_formats else f"{', '.join(c.fused_formats)}; {c.fused_granularity}"
+        limits = [
+            "any" if limit is None else f"{limit:,}" for limit in (c.largest_power, c.largest_order, c.largest_size)
+        ]
+        cells = [f"`{name}`", c.devices, c.needs, ", ".join(c.dtypes), *limits, fused]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 @functools.cache
 def default_backend(device_type: str) -> str:
     """The backend of a kind of device where none is named."""

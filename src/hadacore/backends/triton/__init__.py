@@ -9,7 +9,7 @@ from hadacore.elements import BY_DTYPE
 
 CAPABILITIES = Capabilities(
     "NVIDIA GPUs, sm_80 and above; AMD and Intel GPUs", "triton 3.4 or newer", tuple(BY_DTYPE[d].name for d in DTYPES),
-    LARGEST_SIZE, LARGEST_ORDER, LARGEST_SIZE, FUSED_FORMATS,
+    LARGEST_SIZE, LARGEST_ORDER, LARGEST_SIZE, FUSED_FORMATS, "a scale for each row",
 )  # fmt: skip
 
 __all__ = ["CAPABILITIES", "is_interpreted", "quantization_refusal", "quantize", "refusal", "support", "transform"]
