@@ -27,10 +27,12 @@ from typing import Any
 
 import torch
 
+from hadacore.backends import triton
 from hadacore.backends.triton import configurations as table
 from hadacore.backends.triton.configurations import Configuration
 from hadacore.benchmarking import provenance
 from hadacore.benchmarking.report import write_csv
+from hadacore.benchmarking.timing import COLD_BYTES
 from hadacore.elements import BY_NAME
 from hadacore.matrices import factor
 
@@ -70,6 +72,11 @@ def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
             for index, c in enumerate(candidates):
                 jobs.append({"dtype": dtype, "size": size, "rank": index, "configuration": asdict(c)})
     return jobs
+
+
+def device_at_hand() -> torch.device:
+    """The GPU; the CPU where Triton interprets, to try this script."""
+    return torch.device("cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "cpu")
 
 
 # ---- in a worker ------------------------------------------------------------------------------------------
@@ -155,7 +162,7 @@ class Timer:
 
         if self.dtype != job["dtype"]:
             self.arena = None
-            self.arena = Arena(BY_NAME[job["dtype"]].dtype, self.device, max(ELEMENTS))
+            self.arena = Arena(BY_NAME[job["dtype"]].dtype, self.device, job["largest"], cold_bytes=job["cold_bytes"])
             self.dtype, self.copies = job["dtype"], {}
         elements = job["elements"] // job["size"] * job["size"]
         workload = self.arena.workload(elements, COLD)
@@ -167,13 +174,14 @@ class Timer:
 
 def work() -> None:
     """Read jobs, one JSON a line, and answer each with one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "xpu")
+    device = device_at_hand()
     timer = Timer(device)
     for line in sys.stdin:
         job = json.loads(line)
         try:
             answer = timer(job) if "elements" in job else check(job, device)
-            torch.get_device_module(device).synchronize()
+            if device.type != "cpu":
+                torch.get_device_module(device).synchronize()
         except Exception as error:  # any failure is a line of the table; a broken context ends the process
             answer = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]}
             answer["broken"] = "CUDA error" in str(error) or "HIP error" in str(error)
@@ -264,18 +272,19 @@ def check_all(jobs: list[Job], checkers: int, deadline: float) -> None:
         thread.join()
 
 
-def time_all(jobs: list[Job], deadline: float) -> Iterator[Job]:
+def time_all(jobs: list[Job], counts: list[int], cold_bytes: int, deadline: float) -> Iterator[Job]:
     """Each job that is right with its times, one for each element count."""
     worker = Worker()
     for job in jobs:
-        for elements in ELEMENTS:
+        for elements in counts:
             if "failure" in job:
                 yield {**job, "elements": elements}
                 break
             if time.monotonic() > deadline:
                 yield {**job, "elements": elements, "failure": "not timed: out of time"}
                 continue
-            asked = {k: job[k] for k in ("dtype", "size", "configuration")} | {"elements": elements}
+            asked = {k: job[k] for k in ("dtype", "size", "configuration")}
+            asked |= {"elements": elements, "largest": max(counts), "cold_bytes": cold_bytes}
             yield {**job, "elements": elements, **worker.answer(asked)}
     worker.stop()
 
@@ -323,6 +332,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="", help="comma-separated; powers of two and some sizes m * 2^k by default")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--elements", default=",".join(map(str, ELEMENTS)))
+    parser.add_argument("--cold-bytes", type=int, default=COLD_BYTES, help="that a round over the buffers covers")
+    parser.add_argument("--checkers", type=int, default=CHECKERS, help="processes that compile and check")
     parser.add_argument("--seconds", type=float, default=270.0, help="time for everything")
     parser.add_argument("--table-only", action="store_true", help="only the configurations of the table")
     parser.add_argument("--out", type=Path, default=Path())
@@ -331,23 +343,25 @@ def main() -> None:
     if arguments.worker:
         work()
         return
-    if not (torch.cuda.is_available() or torch.xpu.is_available()):
-        sys.exit("benchmarks/tune_triton.py needs a GPU")
+    support = triton.support()
+    if not support:
+        sys.exit(f"benchmarks/tune_triton.py cannot run: {support.reason}")
     start = time.monotonic()
     sizes = [int(s) for s in arguments.sizes.split(",") if s] or [*POWERS, *ORDERS]
     jobs = jobs_for(sizes, arguments.dtypes.split(","))
     if arguments.table_only:
         jobs = [job for job in jobs if job["rank"] == 0]
     jobs.sort(key=lambda job: job["rank"] > 0)  # the table's first, in case time runs out
-    check_all(jobs, CHECKERS, start + 0.55 * arguments.seconds)
+    check_all(jobs, arguments.checkers, start + 0.55 * arguments.seconds)
     print(f"checked {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)
     # Types one after the other would rebuild the buffers twice only; the table's still come first.
     jobs.sort(key=lambda job: (job["rank"] > 0, job["dtype"]))
-    made_with = provenance.provenance(torch.device("cuda" if torch.cuda.is_available() else "xpu"))
+    made_with = provenance.provenance(device_at_hand())
     target = arguments.out / "triton-candidates.csv"
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for done in time_all(jobs, start + arguments.seconds):
+    counts = [int(e) for e in arguments.elements.split(",")]
+    for done in time_all(jobs, counts, arguments.cold_bytes, start + arguments.seconds):
         rows.append(row_of(done, made_with))
         if len(rows) % 50 == 0:
             write_csv(target, COLUMNS, rows)
