@@ -30,6 +30,7 @@ import torch
 from hadacore.backends import triton
 from hadacore.backends.triton import configurations as table
 from hadacore.backends.triton.configurations import Configuration
+from hadacore.backends.triton.launch import shared_bytes
 from hadacore.benchmarking import provenance
 from hadacore.benchmarking.report import write_csv
 from hadacore.benchmarking.timing import COLD_BYTES
@@ -68,7 +69,9 @@ def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
             if found.base_order == 1:
                 candidates = table.candidates(found.log2, dtype != "float32")
             else:
-                candidates = table.base_candidates(found.base_order, found.log2, product_of(dtype))
+                candidates = table.base_candidates(
+                    found.base_order, found.log2, product_of(dtype), shared_bytes(device_at_hand())
+                )
             for index, c in enumerate(candidates):
                 jobs.append({"dtype": dtype, "size": size, "rank": index, "configuration": asdict(c)})
     return jobs

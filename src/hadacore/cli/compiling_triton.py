@@ -73,7 +73,8 @@ def kernels_for(
                 if matrix.base_order == 1:
                     c = choose(matrix.log2, sixteen_bit, amd)
                 else:
-                    c = choose_base(matrix.base_order, matrix.log2, DIRECT if sixteen_bit else THREE_PARTS, amd)
+                    product, shared = DIRECT if sixteen_bit else THREE_PARTS, SHARED_BYTES[target]
+                    c = choose_base(matrix.base_order, matrix.log2, product, amd, shared)
                 kernels.append(Kernel(target, dtype, c))
     return tuple(dict.fromkeys(kernels))
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 LARGEST_SIZE = 1 << 15
 LARGEST_ORDER = 2048  # of a base matrix, as in the CUDA backend
-LARGEST_FUSED_ORDER = 128  # up to here one program holds all of a row, as a scale for the row needs
+LARGEST_FUSED_ORDER = 256  # up to here one program holds all of a row, as a scale for the row needs
 
 # PRODUCT of kernels.panel.
 SYLVESTER, DIRECT, THREE_PARTS, IEEE = range(4)
 
 _SMALLEST_PRODUCT = 16  # M, N and K of tl.dot
 _PANEL_COLUMNS = 64
+_BLOCK_OF_MANY = 128  # result rows of a program where several share a row
+_SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns, as compiled for sm_90
 _VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
 
 
@@ -130,7 +132,7 @@ _SIXTEEN_BIT: dict[int, Configuration] = {
     12: _sylvester_panel(64, 1, 64, 4, 3, 4),
     13: _sylvester_panel(64, 2, 64, 4, 2, 2),
     14: _sylvester_panel(64, 4, 64, 8, 2, 1),
-    15: _sylvester_panel(128, 4, 64, 8, 2, 1),
+    15: _sylvester_panel(64, 8, 64, 8, 2, 1),
 }
 
 
@@ -173,38 +175,35 @@ def choose(log2_size: int, sixteen_bit: bool, amd: bool = False) -> Configuratio
     return (_SIXTEEN_BIT_AMD if amd else _SIXTEEN_BIT)[log2_size]
 
 
-def choose_base(order: int, log2_columns: int, product: int, amd: bool = False) -> Configuration:
-    """The configuration of a size ``order * 2^log2_columns``, on an AMD GPU or another."""
+def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0) -> Configuration:
+    """The configuration of a size ``order * 2^log2_columns``.
+
+    Args:
+        order: Of the base matrix.
+        log2_columns: k.
+        product: DIRECT, THREE_PARTS or IEEE.
+        amd: Whether the GPU is AMD's.
+        shared_bytes: Shared memory that a program may have.
+    """
     all_columns = 1 << log2_columns
-    columns = min(all_columns, _PANEL_COLUMNS)
-    rows = 1
+    # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (sm_90).
+    columns = min(all_columns, 2 * _PANEL_COLUMNS if product == DIRECT and all_columns >= 1024 else _PANEL_COLUMNS)
+    whole = order <= LARGEST_FUSED_ORDER
+    block = max(_SMALLEST_PRODUCT, _power_above(order)) if whole else _BLOCK_OF_MANY
     if product == DIRECT:
-        block = max(_SMALLEST_PRODUCT, min(128, _power_above(order)))
-        step = block if order <= LARGEST_FUSED_ORDER else 64
-        if columns < _SMALLEST_PRODUCT:
-            rows = _PANEL_COLUMNS // columns
+        # The base stays in shared memory where it fits, else it is read again for each row.
+        fits = order <= 128 or (whole and shared_bytes >= _SHARED_BYTES_OF_256)
+        step = block if fits else 64
+        rows = max(1, _PANEL_COLUMNS // columns) if columns < _SMALLEST_PRODUCT else 1
     else:
-        # Each step of 16 is summed on its own; float32 values take twice the registers.
-        block = max(_SMALLEST_PRODUCT, min(128, _power_above(order)))
-        step = _SMALLEST_PRODUCT
+        step = _SMALLEST_PRODUCT  # each step of 16 is summed on its own
         rows = max(1, _SMALLEST_PRODUCT // columns)
     parts = all_columns // columns
     elements = block * rows * all_columns
     warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
-    programs = max(1, 16 // warps)
-    return Configuration(
-        "panel",
-        rows,
-        parts,
-        columns,
-        warps,
-        2 if step == block and not amd else 1,
-        programs,
-        order,
-        block,
-        step,
-        product,
-    )
+    stages = 2 if step == block and block <= 128 and not amd else 1
+    programs = 1 if step == block == 256 else max(1, 16 // warps)
+    return Configuration("panel", rows, parts, columns, warps, stages, max(1, 16 // warps), order, block, step, product)
 
 
 def _power_above(value: int) -> int:
@@ -216,9 +215,9 @@ def candidates(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
     return _each_once(choose(log2_size, sixteen_bit), _space(log2_size, sixteen_bit))
 
 
-def base_candidates(order: int, log2_columns: int, product: int) -> Iterator[Configuration]:
+def base_candidates(order: int, log2_columns: int, product: int, shared_bytes: int = 0) -> Iterator[Configuration]:
     """Configurations worth timing for a size ``order * 2^log2_columns``, the chosen one first."""
-    mine = choose_base(order, log2_columns, product)
+    mine = choose_base(order, log2_columns, product, shared_bytes=shared_bytes)
     return _each_once(mine, _base_space(mine))
 
 
@@ -258,10 +257,9 @@ def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
 def _base_space(mine: Configuration) -> Iterator[Configuration]:
     for warps, stages in itertools.product((4, 8, 16), (1, 2, 3)):
         yield replace(mine, warps=warps, stages=stages, programs=max(1, 16 // warps))
-    if mine.order > mine.step and mine.order <= 256 and mine.product == DIRECT:
-        for warps, stages in itertools.product((8, 16), (1, 2)):
-            yield replace(mine, block=256, step=256, warps=warps, stages=stages, programs=1)
-            yield replace(mine, step=256, warps=warps, stages=stages, programs=1)
+    if 128 < mine.order <= LARGEST_FUSED_ORDER and mine.product == DIRECT:
+        for block, warps, stages in itertools.product((128, 256), (8, 16), (1, 2)):
+            yield replace(mine, block=block, step=256, warps=warps, stages=stages, programs=1)
     if mine.parts > 1:
         for warps, stages in itertools.product((8, 16), (1, 2)):
             wider = replace(mine, parts=mine.parts // 2, columns=2 * mine.columns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,14 +34,6 @@ _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 DTYPES = (*_SIXTEEN_BIT, torch.float32)
 
 
-@dataclass(frozen=True)
-class Solution:
-    """How a problem runs: a configuration, and the base matrix that it reads, or None."""
-
-    configuration: Configuration
-    base: Tensor | None
-
-
 def refusal(dtype: torch.dtype, size: int, base_order: int | None = None) -> str | None:
     """Why the backend does not take a problem, or None if it does.
 
@@ -65,20 +56,33 @@ def refusal(dtype: torch.dtype, size: int, base_order: int | None = None) -> str
     return None
 
 
-def solve(x: Tensor, size: int, base: Tensor | None) -> Solution:
-    """The configuration for a problem that the backend takes."""
+def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuration:
+    """The configuration for a problem that the backend takes; ``base`` is the caller's, or None."""
     sixteen_bit, amd = x.dtype in _SIXTEEN_BIT, torch.version.hip is not None
-    if base is None and size & (size - 1) == 0:
-        return Solution(choose(size.bit_length() - 1, sixteen_bit, amd), None)
-    if base is None:
-        found = factor(size)
-        # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
-        base = known_base(found, x.dtype if sixteen_bit else torch.bfloat16, x.device)
-        product = DIRECT if sixteen_bit else THREE_PARTS
+    if base is not None:
+        order, product = base.shape[0], DIRECT if sixteen_bit and base.dtype == x.dtype else IEEE
+    elif size & (size - 1) == 0:
+        return choose(size.bit_length() - 1, sixteen_bit, amd)
     else:
-        product = DIRECT if sixteen_bit and base.dtype == x.dtype else IEEE
-    order = base.shape[0]
-    return Solution(choose_base(order, (size // order).bit_length() - 1, product, amd), base)
+        order, product = factor(size).base_order, DIRECT if sixteen_bit else THREE_PARTS
+    return choose_base(order, (size // order).bit_length() - 1, product, amd, shared_bytes(x.device))
+
+
+def base_for(x: Tensor, size: int) -> Tensor | None:
+    """The library's base matrix that a configuration reads, or None where it reads none."""
+    if size & (size - 1) == 0:
+        return None
+    # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
+    return known_base(factor(size), x.dtype if x.dtype in _SIXTEEN_BIT else torch.bfloat16, x.device)
+
+
+@functools.lru_cache(maxsize=16)
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a program may have, or 0 where torch does not know."""
+    if device.type == "cpu":
+        return 0
+    properties = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))
 
 
 @functools.lru_cache(maxsize=16)
@@ -186,16 +190,18 @@ def transform(
         return
     if signs is not None:
         signs = signs.contiguous()
-    solution = solve(x, size, base)
+    configuration = configuration_for(x, size, base)
+    if base is None:
+        base = base_for(x, size)
     strides = None
     if not (x.is_contiguous() and out.is_contiguous()):
         strides = row_strides(x, out, size)
         if strides is None:
             source = x.contiguous()
             target = torch.empty_like(source)
-            launch(solution.configuration, source, target, scale, signs, inverse, solution.base)
+            launch(configuration, source, target, scale, signs, inverse, base)
             out.copy_(target)
             return
-    if not solution.configuration.works_in_place and x.data_ptr() == out.data_ptr():
+    if not configuration.works_in_place and x.data_ptr() == out.data_ptr():
         x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
-    launch(solution.configuration, x, out, scale, signs, inverse, solution.base, strides)
+    launch(configuration, x, out, scale, signs, inverse, base, strides)

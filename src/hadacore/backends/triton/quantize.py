@@ -14,9 +14,10 @@ from hadacore.backends.triton.launch import (
     TO_E4M3,
     TO_E4M3_BY_HARDWARE,
     TO_INT8,
+    base_for,
+    configuration_for,
     launch,
     refusal,
-    solve,
 )
 from hadacore.backends.triton.requirements import device_refusal, is_interpreted, triton_module
 from hadacore.formats import E4M3, INT8, Quantizer
@@ -79,9 +80,8 @@ def quantize(
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((x.numel() // n, 1), dtype=torch.float32, device=x.device)
     if x.numel():
-        solution = solve(x, n, None)
         launch(
-            solution.configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
-            solution.base, epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
+            configuration_for(x, n, None), x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
+            base_for(x, n), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
         )  # fmt: skip
     return codes.view(quantizer.format.codes_dtype), scales
