@@ -19,7 +19,7 @@ import hadacore
 from hadacore import prologues
 from hadacore.backends import selection, triton
 from hadacore.backends.cuda import requirements as cuda_requirements
-from hadacore.backends.triton import requirements
+from hadacore.backends.triton import bases, requirements
 from hadacore.backends.triton.compiling import TARGETS, Compiled, compile_for
 from hadacore.backends.triton.configurations import candidates, choose, choose_base
 from hadacore.backends.triton.launch import base_for, configuration_for, launch, multiprocessors
@@ -119,6 +119,39 @@ def test_quantization_compiles_whole() -> None:
         return q.codes.float() * q.scales
 
     assert torch.equal(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))
+
+
+# ---- CUDA graphs ------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_not_uploaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(bases, "_kept", {})
+    with pytest.raises(RuntimeError, match="base matrix of size 768 is not on cuda:0 yet.*before the capture"):
+        bases.known_base(hadacore.factor(768), torch.float16, torch.device("cuda", 0))
+
+
+@pytest.mark.gpu
+def test_a_graph_replays_the_transform() -> None:
+    for n in (128, 4096, 768):
+        x = torch.randn(64, n, device="cuda", dtype=torch.float16)
+        expected = hadacore.hadamard_transform(x, backend="triton")
+        out = torch.zeros_like(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            hadacore.hadamard_transform(x, out=out, backend="triton")
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+def test_another_stream_and_a_large_tensor() -> None:
+    x = torch.randn(1 << 21, 2048, device="cuda", dtype=torch.bfloat16)  # 2^32 elements
+    with torch.cuda.stream(torch.cuda.Stream()):
+        y = hadacore.hadamard_transform(x, backend="triton")
+        last = hadacore.hadamard_transform(x[-3:].clone(), backend="triton")
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(y[-3:], last)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------

@@ -186,8 +186,8 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
         shared_bytes: Shared memory that a program may have.
     """
     all_columns = 1 << log2_columns
-    # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (sm_90).
-    columns = min(all_columns, 2 * _PANEL_COLUMNS if product == DIRECT and all_columns >= 1024 else _PANEL_COLUMNS)
+    # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (float16, sm_90).
+    columns = min(all_columns, 2 * _PANEL_COLUMNS if all_columns >= 1024 else _PANEL_COLUMNS)
     whole = order <= LARGEST_FUSED_ORDER
     block = max(_SMALLEST_PRODUCT, _power_above(order)) if whole else _BLOCK_OF_MANY
     if product == DIRECT:
