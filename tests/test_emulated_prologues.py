@@ -11,9 +11,11 @@ from torch import Tensor
 from hadacore import prologues
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
-from hadacore.kernels.fusion import fused_prologue, fusion_of, scale_factor
-from hadacore.prologues import Prologue, RMSNorm, RotaryEmbedding
+from hadacore.kernels.fusion import fused_prologue, fusion_of, fusion_of_heads, scale_factor
+from hadacore.kernels.head_maxima import HeadMaxima
+from hadacore.prologues import GatedActivation, Prologue, RMSNorm, RotaryEmbedding
 from hadacore.quantization import prologue_reference
 from tests import oracle
 from tests.emulator import EmulatedKernel, Operands, Scales, compiler
@@ -26,7 +28,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # by ELEMENT
 
 
 def check(
-    configuration: KernelConfiguration, x: Tensor, prologue: Prologue, *, heads: int = 1, signs: Tensor | None = None
+    configuration: KernelConfiguration | BaseConfiguration,
+    x: Tensor,
+    prologue: Prologue,
+    *,
+    heads: int = 1,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """INT8 codes with a scale per row are within half a step of the rotated reference; returns codes and scales."""
     n = configuration.size
@@ -39,7 +46,7 @@ def check(
         if len(prologue.operands) > 2:
             extra["position_bytes"] = prologue.operands[2].element_size()
     quantizer = Quantizer(BY_NAME["int8"], n)
-    fusion = fusion_of(quantizer, n, False, fused_prologue(description, n, **extra))
+    fusion = fusion_of(quantizer, n, False, fused_prologue(description, n, **extra), heads)
     fused = replace(configuration, fusion=fusion)
     residual = None if prologue.residual is None else prologue.residual.clone()
     values = prologue_reference.apply(description, x, prologue.operands, prologue.residual)
@@ -50,7 +57,7 @@ def check(
     EmulatedKernel(fused).run(
         x.contiguous(), codes, n**-0.5, rows, signs=signs, grid=fused.grid(rows, 1),
         scales=Scales(scales, None, scale_factor(quantizer), rows),
-        operands=Operands(prologue.operands, residual, getattr(description, "epsilon", 0.0), heads, tokens),
+        operands=Operands(prologue.operands, residual, getattr(description, "epsilon", 0.0), tokens),
     )  # fmt: skip
     rotated = oracle.transform(values.double().reshape(rows, n), signs=signs)
     # High + low parts of 16-bit types hold 2^-17 of each value, of which the sum of n has sqrt(n) times as much at random.
@@ -134,3 +141,66 @@ def test_signs_come_after_the_prologue() -> None:
         signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
         configuration = _configurations(log2_size, code)[-1].with_options(SIGNS_BEFORE, False)
         check(configuration, _rows(3, n, dtype=dtype), prologues.silu_mul(_rows(3, n, dtype=dtype)), signs=signs)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("order", "log2_columns", "rows"), [(28, 4, 9), (20, 6, 3), (12, 9, 2), (28, 9, 2), (172, 6, 1)]
+)
+def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int, code: int) -> None:
+    torch.manual_seed(0)
+    n, dtype = order << log2_columns, DTYPES[code]
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, fused_prologue(GatedActivation("silu", "separate"), n))
+    found = base_candidates(code, order, log2_columns, ARCHITECTURES["sm_90a"], fusion=fusion)
+    gate, up = 4 * _rows(rows, n, dtype=dtype), _rows(rows, n, dtype=dtype)
+    signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
+    for c in found:
+        plain = replace(c, fusion=None)
+        separate = check(plain, gate, prologues.silu_mul(up))
+        for order_of_halves, parts in (("gate_up", (gate, up)), ("up_gate", (up, gate))):
+            together = check(plain, torch.cat(parts, -1), prologues.silu_mul(order=order_of_halves))
+            assert torch.equal(together[0], separate[0]) and torch.equal(together[1], separate[1])
+    check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
+
+
+@pytest.mark.parametrize("has_rope", [False, True])
+@pytest.mark.parametrize(
+    ("log2_size", "code", "heads", "kv_heads"), [(7, 1, 8, 2), (6, 0, 4, 4), (8, 2, 3, 1), (7, 0, 2, 2)]
+)
+def test_two_passes_over_heads(log2_size: int, code: int, heads: int, kv_heads: int, has_rope: bool) -> None:
+    """The first pass measures each (batch, kv head); the second rotates again and quantizes with that."""
+    torch.manual_seed(0)
+    n, dtype, batch, tokens = 1 << log2_size, DTYPES[code], 2, 70
+    x = _rows(batch, tokens, heads, n, dtype=dtype)
+    prologue, operands, values = None, Operands(), x
+    if has_rope:
+        angles = torch.rand(tokens, n // 2, dtype=torch.float64) * 6
+        rope = prologues.rope(angles.cos().float(), angles.sin().float())
+        prologue = fused_prologue(rope.description, n, n // 2, True)
+        operands = Operands(rope.operands, tokens=tokens)
+        values = prologue_reference.apply(rope.description, x, rope.operands, None)
+    signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
+    quantizer = Quantizer(BY_NAME["fp8_e4m3"], n)
+    fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue)
+    magnitudes, scales = torch.zeros(batch, kv_heads), torch.zeros(batch, kv_heads)
+    codes = torch.zeros(x.shape, dtype=torch.uint8)
+    first = HeadMaxima(code, log2_size, heads, kv_heads, fusion, signs=SIGNS_BEFORE)
+    made_of = Scales(scales, None, scale_factor(quantizer), tokens)
+    EmulatedKernel(first).run(
+        x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid_of(batch, tokens),
+        scales=made_of, operands=operands if has_rope else None,
+    )  # fmt: skip
+    rotated = oracle.transform(values.double().reshape(-1, n), signs=signs).reshape(batch, tokens, kv_heads, -1)
+    expected = rotated.abs().amax((1, 3))
+    assert ((magnitudes.double() - expected).abs() <= 2.0**-12 * expected).all()
+    second = replace(
+        candidates(code, log2_size, ARCHITECTURES["sm_90a"])[0].configuration, fusion=fusion, signs=SIGNS_BEFORE
+    )
+    EmulatedKernel(second).run(
+        x, codes, n**-0.5, batch * tokens * heads, signs=signs, grid=second.grid(batch * tokens * heads, 1),
+        scales=replace(made_of, given=magnitudes), operands=operands if has_rope else None,
+    )  # fmt: skip
+    assert torch.equal(scales, (magnitudes * torch.tensor(scale_factor(quantizer))))
+    decoded = codes.view(torch.float8_e4m3fn).double().view(rotated.shape) * scales.double()[:, None, :, None]
+    step = (decoded.abs() * 2.0**-3).clamp(min=2.0**-9 * scales.double()[:, None, :, None])
+    assert ((decoded - rotated).abs() <= step * 0.5 + 2.0**-12 * expected[:, None, :, None]).all()

@@ -127,7 +127,7 @@ def test_quantization_compiles_whole() -> None:
 def test_a_base_is_not_uploaded_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(bases, "_kept", {})
-    with pytest.raises(RuntimeError, match="base matrix of size 768 is not on cuda:0 yet.*before the capture"):
+    with pytest.raises(RuntimeError, match=r"base matrix of size 768 is not on cuda:0 yet.*before the capture"):
         bases.known_base(hadacore.factor(768), torch.float16, torch.device("cuda", 0))
 
 

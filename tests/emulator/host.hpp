@@ -54,7 +54,7 @@ struct Arguments {
   const char *operand, *second_operand, *positions;
   char* residual;
   double epsilon;
-  i64 heads, tokens;
+  i64 tokens;
   char* scales;
   const char* given_scale;
   double scale_factor;
@@ -69,6 +69,7 @@ enum class Format { FLOAT16, BFLOAT16 };
 // `instruction` is the name that errors are reported under.
 void load_global(void* value, const void* address, int bytes, const char* instruction);
 void store_global(void* address, const void* value, int bytes, const char* instruction);
+void reduce_global_max(void* address, u32 v, const char* instruction);
 void load_shared(void* value, u32 address, int bytes, const char* instruction);
 void store_shared(u32 address, const void* value, int bytes, const char* instruction);
 void start_copy(u32 shared_address, const void* address, const char* instruction);
@@ -151,6 +152,10 @@ __device__ __forceinline__ void st_global_u16(void* address, u32 v) {
 __device__ __forceinline__ void st_global_u8(void* address, u32 v) {
   const unsigned char low = (unsigned char)v;
   emulator::store_global(address, &low, 1, __func__);
+}
+
+__device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
+  emulator::reduce_global_max(address, v, __func__);
 }
 
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {

@@ -36,7 +36,7 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
   , a.base, a.base_row_stride, a.base_column_stride
 #endif
 #if PROLOGUE
-  , a.operand, a.second_operand, a.positions, a.residual, a.epsilon, a.heads, a.tokens
+  , a.operand, a.second_operand, a.positions, a.residual, a.epsilon, a.tokens
 #endif
 #if ENCODING
   , a.scales, a.given_scale, a.scale_factor, a.scale_rows, a.seed
@@ -85,7 +85,7 @@ class _Arguments(ctypes.Structure):
         ("operands", ctypes.c_void_p * 3),
         ("residual", ctypes.c_void_p),
         ("epsilon", ctypes.c_double),
-        ("rope_shape", ctypes.c_int64 * 2),
+        ("tokens", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
         ("given_scale", ctypes.c_void_p),
         ("scale_factor", ctypes.c_double),
@@ -176,14 +176,12 @@ class Operands:
         read: Up to three tensors: up, weight, or cos, sin and positions.
         residual: Read and written, or None.
         epsilon: Of a normalisation.
-        heads: Rows of a token.
         tokens: Tokens after which positions repeat.
     """
 
     read: Sequence[Array] = ()
     residual: Array | None = None
     epsilon: float = 0.0
-    heads: int = 1
     tokens: int = 1
 
 
@@ -256,7 +254,7 @@ class Program:
                 buffers.append(_Buffer(b"residual", *_extent(operands.residual), 1, 1))
                 arguments.residual = _extent(operands.residual)[0]
             arguments.epsilon = operands.epsilon
-            arguments.rope_shape[:] = (operands.heads, operands.tokens)
+            arguments.tokens = operands.tokens
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
@@ -287,8 +285,8 @@ class EmulatedKernel(Program):
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides | None = None, grid: int = 1, seed: int = 0, **more: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`, ``base``, ``base_strides`` and ``scales`` included; signs and strides must be given exactly where the
-        configuration has them."""
+        """As :meth:`Program.run`, ``base``, ``base_strides`` and ``scales`` included; signs and strides must be given
+        exactly where the configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
         if (strides is None) == self.configuration.strided:

@@ -214,6 +214,16 @@ void store_global(void* address, const void* value, int bytes, const char* instr
   if (check_global(static_cast<const char*>(address), bytes, true, instruction)) std::memcpy(address, value, bytes);
 }
 
+// Atomic, and so no race with others of its kind; a buffer that is reduced into is neither read nor stored to.
+void reduce_global_max(void* address, u32 v, const char* instruction) {
+  if (current->previous_grid_runs) return report(instruction, "global memory is accessed before griddepcontrol_wait");
+  if (find_buffer(static_cast<const char*>(address), 4, 4, true, instruction) < 0) return;
+  u32 held;
+  std::memcpy(&held, address, 4);
+  held = std::max(held, v);
+  std::memcpy(address, &held, 4);
+}
+
 void load_shared(void* value, u32 address, int bytes, const char* instruction) {
   SharedPlace place;
   std::memset(value, kPoison, bytes);

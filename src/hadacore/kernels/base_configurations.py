@@ -100,16 +100,18 @@ class BaseConfiguration:
         columns = 64 * 64 * 2 if self.wgmma and self.log2_size >= self.log2_group else 0
         shared = self.stages * stage + columns
         if self.fusion is not None:
-            shared = self._with_fusion(self.fusion, shared)
+            shared = self._with_fusion(self.fusion, shared, stage)
         object.__setattr__(self, "shared_bytes", shared)
 
-    def _with_fusion(self, fusion: Fusion, shared: int) -> int:
+    def _with_fusion(self, fusion: Fusion, shared: int, stage: int) -> int:
         """Check that the quantizer's blocks fit, and return the bytes of shared memory with it."""
         run = (4 if self.element_code == _FLOAT32 else 8) // (
             2 if self.wgmma and self.log2_size < self.log2_group else 1
         )
         if fusion.prologue is not None:
-            raise ValueError(f"sizes with a base have no prologue yet: {self}")
+            if not fusion.prologue.gated or self.stages == 0:
+                raise ValueError(f"sizes with a base have gated activations only, of panels in shared memory: {self}")
+            shared += self.stages * stage  # of up
         if 1 << self.log2_size < (4 if self.element_code == _FLOAT32 else 8):
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):
@@ -272,6 +274,15 @@ _SIXTEEN_BIT_HOPPER = (
     _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
 )  # fmt: skip
 
+# With a prologue, whose result is two panels: always by wgmma, which reads both without making fragments of them.
+_PROLOGUE_HOPPER = (
+    _Row(1, 4, 1, 4, 1, 2, 3, True), _Row(1, 8, 2, 4, 1, 2, 2, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 1, 1, True, 2), _Row(1, 48, 1, 16, 1, 1, 1, True, 3),
+    _Row(2, 4, 1, 4, 1, 2, 2, True), _Row(2, 8, 2, 4, 1, 2, 2, True), _Row(2, 12, 1, 12, 1, 2, 1, True),
+    _Row(2, 16, 2, 8, 1, 1, 1, True), _Row(2, 32, 1, 16, 1, 1, 1, True, 2),
+    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 1, 1, True), _Row(4, 16, 1, 8, 1, 1, 1, True, 2),
+)  # fmt: skip
+
 
 def _generic_row(c: BaseConfiguration) -> _Row:
     """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread. float32, whose
@@ -311,7 +322,9 @@ def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architec
     if c.wgmma:
         warps = -(-warps // 4) * 4
     alone = ({"splits": 1, "order_warps": warps, "units": 1},) if c.splits > 1 and warps <= _MOST_WARPS else ()
-    for changes in ({}, *alone):
+    fewer = ({"stages": 1},) if c.stages != 1 and fusion.prologue is not None else ()
+    staged = ({"stages": 2},) if c.stages == 0 and fusion.prologue is not None else ()
+    for changes in ({}, *staged, *alone, *fewer):
         try:
             found = replace(c, fusion=fusion, **changes)
         except ValueError:
@@ -337,9 +350,10 @@ def base_candidates(
     )  # fmt: skip
     listed: Iterable[_Row] = ()
     if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
-        listed = (
-            row for row in _SIXTEEN_BIT_HOPPER if row.groups == plain.groups and row.order_tiles >= plain.order_tiles
-        )
+        table = _SIXTEEN_BIT_HOPPER
+        if fusion is not None and fusion.prologue is not None and plain.log2_size >= 4:
+            table = _PROLOGUE_HOPPER
+        listed = (row for row in table if row.groups == plain.groups and row.order_tiles >= plain.order_tiles)
     row = next(iter(listed), _generic_row(plain))
     if row.wgmma and plain.log2_size < 4:
         row = _generic_row(plain)

@@ -11,6 +11,7 @@ from hadacore.prologues import SEPARATE, Description, GatedActivation, RMSNorm
 _ENCODINGS = {"E4M3": 1, "E5M2": 2, "INT8": 3, "INT4": 4, "E2M1": 5}
 _GIVEN_SCALE = 0
 _SCALE_TYPES = {"fp32": 1, "E8M0": 2, "E4M3": 3}
+_HEAD_SCALES, _GIVEN_HEAD_SCALES = 4, 5
 _ROW_MAJOR, _BLOCK_MAJOR, _SWIZZLED = 0, 1, 2
 
 # PROLOGUE and GATED_LAYOUT of prologue.cuh.
@@ -43,6 +44,11 @@ class FusedPrologue:
     def normalises(self) -> bool:
         """Whether a row's factor is made of all of it."""
         return self.kind in (_RMS_NORM, _RMS_NORM_RESIDUAL)
+
+    @property
+    def gated(self) -> bool:
+        """Whether it is a gated activation."""
+        return self.kind in _ACTIVATIONS.values()
 
     @property
     def rotary(self) -> bool:
@@ -88,6 +94,8 @@ class Fusion:
         block: ``QUANTIZED_BLOCK``: consecutive elements that share a scale; 0 where it is given.
         scale_layout: ``SCALE_LAYOUT``: row by row, block by block, or swizzled.
         scale_columns: ``SCALE_COLUMNS``: scales of a row, where the layout depends on them; else 0.
+        heads: ``HEADS``: rows of a token, where a rotary embedding or a scale depends on it; else 1.
+        kv_heads: ``KV_HEADS``: groups of them that share a scale.
         clipped: ``CLIPPED``: whether values may lie beyond the largest code.
         global_scale: Whether block scales are relative to a given one.
         stochastic: Whether codes are rounded stochastically.
@@ -99,6 +107,8 @@ class Fusion:
     block: int
     scale_layout: int = _ROW_MAJOR
     scale_columns: int = 0
+    heads: int = 1
+    kv_heads: int = 1
     clipped: bool = False
     global_scale: bool = False
     stochastic: bool = False
@@ -106,7 +116,7 @@ class Fusion:
 
     def is_row(self, size: int) -> bool:
         """Whether a whole row shares a scale that is made of it."""
-        return self.scale_type != _GIVEN_SCALE and self.block == size
+        return self.scale_type in _SCALE_TYPES.values() and self.block == size
 
     def shared_end(self, used: int, warps: int, rows: int, blocks: int, parts: int) -> int:
         """Where shared memory ends with the maxima of ``row_maximum.cuh`` after ``used`` bytes.
@@ -132,13 +142,32 @@ class Fusion:
             "QUANTIZED_BLOCK": self.block,
             "SCALE_LAYOUT": self.scale_layout,
             "SCALE_COLUMNS": max(1, self.scale_columns),
+            "HEADS": self.heads,
+            "KV_HEADS": self.kv_heads,
             "CLIPPED": int(self.clipped),
             "GLOBAL_SCALE": int(self.global_scale),
             "STOCHASTIC": int(self.stochastic),
         }
 
 
-def fusion_of(quantizer: Quantizer, n: int, global_scale: bool, prologue: FusedPrologue | None = None) -> Fusion:
+def fusion_of_heads(
+    quantizer: Quantizer, given: bool, heads: int, kv_heads: int, prologue: FusedPrologue | None
+) -> Fusion:
+    """What the second pass over queries or keys does: fp32 scales for each (batch, kv head), given or of measured magnitudes."""
+    return Fusion(
+        _ENCODINGS[quantizer.format.encoding.name],
+        _GIVEN_HEAD_SCALES if given else _HEAD_SCALES,
+        0,
+        heads=heads,
+        kv_heads=kv_heads,
+        clipped=quantizer.clip_ratio < 1,
+        prologue=prologue,
+    )
+
+
+def fusion_of(
+    quantizer: Quantizer, n: int, global_scale: bool, prologue: FusedPrologue | None = None, heads: int = 1
+) -> Fusion:
     """What a kernel for a quantizer of rows of ``n`` elements does besides the transform."""
     format = quantizer.format
     layout = _ROW_MAJOR
@@ -152,11 +181,18 @@ def fusion_of(quantizer: Quantizer, n: int, global_scale: bool, prologue: FusedP
         quantizer.block,
         layout,
         0 if layout == _ROW_MAJOR else n // quantizer.block,
+        heads,
+        1,
         quantizer.clip_ratio < 1,
         global_scale and quantizer.block > 0,
         quantizer.stochastic,
         prologue,
     )
+
+
+def code_bits(fusion: Fusion) -> int:
+    """Bits of a code."""
+    return 4 if fusion.encoding in (_ENCODINGS["INT4"], _ENCODINGS["E2M1"]) else 8
 
 
 def scale_factor(quantizer: Quantizer) -> float:

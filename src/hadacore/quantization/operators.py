@@ -16,8 +16,8 @@ from hadacore.backends.selection import check_backend, default_backend
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.ops import DISPATCH_KEYS, LIBRARY, increment_version
 from hadacore.prologues import Description, description_of, elements_after
-from hadacore.quantization import cuda_kernels, layouts, triton_kernels
-from hadacore.quantization.composed import Rotation, composed
+from hadacore.quantization import cpu_kernels, cuda_kernels, layouts, triton_kernels
+from hadacore.quantization.composed import Rotation
 
 LIBRARY.define(
     "hadamard_quantize(Tensor x, str format, int block, Tensor? scale, float clip_ratio, int? seed, bool swizzled, "
@@ -34,7 +34,7 @@ Implementation = Callable[
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "cpu": composed,
+    "cpu": cpu_kernels.quantize,
     "cuda": cuda_kernels.quantize,
     "triton": triton_kernels.quantize,
 }
@@ -95,14 +95,5 @@ def _fake(
     residual: Tensor | None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    found = BY_NAME[format]
     n = elements_after(description_of(prologue, epsilon) if prologue else None, x.shape[-1])
-    codes = x.new_empty((*x.shape[:-1], n // found.packed), dtype=found.codes_dtype)
-    if block == 0:
-        return codes, x.new_empty((), dtype=torch.float32)
-    rows, blocks = x.numel() // x.shape[-1], n // block
-    if swizzled:
-        return codes, x.new_empty((layouts.swizzled_size(rows, blocks),), dtype=found.scale_dtype)
-    if found.is_block_major(blocks):
-        return codes, x.new_empty((blocks, rows), dtype=found.scale_dtype).t()
-    return codes, x.new_empty((rows, blocks), dtype=found.scale_dtype)
+    return layouts.new_outputs(x, n, BY_NAME[format], block, swizzled)

@@ -97,6 +97,7 @@ __device__ __forceinline__ float factor_of_squares(u32 shared, float epsilon) {
 constexpr int kGroups = kSlots * kParts;  // of a thread
 constexpr int kBlockLanes = QUANTIZED_BLOCK / kGroup;
 constexpr bool kBlockIsRow = QUANTIZED_BLOCK == kSize;
+static_assert(!kScalesOfHeads, "heads are small");
 static_assert(PASSES == 1, "a thread must hold its whole share of the row");
 static_assert(kBlockIsRow || kBlockLanes <= 32, "a block must be the row, or lie within a warp");
 

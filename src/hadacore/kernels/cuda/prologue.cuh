@@ -18,10 +18,10 @@ constexpr bool kRotary = PROLOGUE == ROPE_HALF || PROLOGUE == ROPE_INTERLEAVED;
 // The last parameters but those of the quantizer. `operand`: up; weight; cos. `second_operand`: sin.
 #define PROLOGUE_PARAMETERS                                                                                 \
   , const char *operand, const char *second_operand, const char *positions, char *residual, double epsilon, \
-      i64 heads, i64 tokens
+      i64 tokens
 
 #define PROLOGUE_OF_PARAMETERS(name) \
-  const Prologue name = {x, operand, second_operand, positions, residual, (float)epsilon, (u32)heads, (u32)tokens};
+  const Prologue name = {x, operand, second_operand, positions, residual, (float)epsilon, (u32)tokens};
 
 // kVectorElements values of a row in index order.
 struct VectorValues {
@@ -68,7 +68,7 @@ struct Prologue {
   const char* positions;
   char* residual;
   float epsilon;
-  u32 heads, tokens;  // RoPE: heads of a token, and entries of `positions`, or tokens where there are none
+  u32 tokens;  // RoPE: entries of `positions`, or tokens of a sequence where there are none
 
   // The vector that starts at element `index` of the rotated tensor.
   __device__ __forceinline__ RawVector load(u64 index) const {
@@ -155,7 +155,7 @@ struct Prologue {
   __device__ __forceinline__ void rotate(VectorValues& values, const RawVector& raw, u64 index) const {
     const u32 column = index % ROW_ELEMENTS;
     if (column >= 2 * ROTARY_PAIRS) return;
-    const u32 token = (u32)(index / ROW_ELEMENTS) / heads % tokens;
+    const u32 token = (u32)(index / ROW_ELEMENTS) / HEADS % tokens;
     u64 position = token;
     if (positions != nullptr) position = ld_global_u32(positions + (u64)token * POSITION_BYTES);  // little-endian, not negative
     const u64 row = position * ROTARY_PAIRS;

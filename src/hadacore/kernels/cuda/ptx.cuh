@@ -56,6 +56,11 @@ __device__ __forceinline__ void st_global_u8(void* address, u32 v) {
   asm volatile("st.global.u8 [%0], %1;" :: "l"(address), "r"(v) : "memory");
 }
 
+// red.global.max.u32: the larger of what is there and v, which is not given back.
+__device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
+  asm volatile("red.global.max.u32 [%0], %1;" :: "l"(address), "r"(v) : "memory");
+}
+
 extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];  // as wgmma's swizzle wants it
 
 // cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.

@@ -30,10 +30,11 @@ struct Rows {
   const char* signs;  // sign_rows * kSize elements, which repeat
   i64 sign_rows;
   i64 inner_rows, x_outer, x_inner, y_outer, y_inner;  // in elements; row = outer * inner_rows + inner
+  i64 second;  // bytes from a gate to its up, of kernels of sizes m * 2^k
 };
 
 #define HADAMARD_ROWS(name)                                                                \
-  Rows name = {x, y, rows, nullptr, 1, 1, 0, 0, 0, 0};                                     \
+  Rows name = {x, y, rows, nullptr, 1, 1, 0, 0, 0, 0, 0};                                  \
   HADAMARD_ROWS_SIGNS(name)                                                                \
   HADAMARD_ROWS_STRIDED(name)
 #if SIGNS != 0

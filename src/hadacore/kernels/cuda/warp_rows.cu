@@ -10,7 +10,7 @@ constexpr int kWordsPerUnit = kTiles * kTileWords;
 #if ENCODING
 // A block of the quantizer is the lanes of one access of the warp, or some of them, or all of a row.
 constexpr int kBlockLanes = QUANTIZED_BLOCK / kVectorElements;
-constexpr bool kBlockIsRow = kBlockLanes > 32;
+constexpr bool kBlockIsRow = kBlockLanes > 32 && kMakesScales;
 static_assert(QUANTIZED_BLOCK == 0 || kBlockLanes > 0, "a lane's vector holds several blocks");
 static_assert(!kBlockIsRow || QUANTIZED_BLOCK == kUnitElements, "a block must be the row");
 constexpr int kUnitVectors = kTiles * kTileVectors;
@@ -58,10 +58,12 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
     magnitude[i] = scale_and_measure(y[i], scale[i], sign_bits, 4 * i);
     largest = max_u32(largest, magnitude[i]);
   }
-  BlockScales<kUnitVectors, NeighbouringLanes<kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? 1 : kBlockLanes>> scales;
+  BlockScales<kUnitVectors, NeighbouringLanes<kBlockIsRow || !kMakesScales ? 1 : kBlockLanes>> scales;
   BlockScale of_all;
   if (SCALE_TYPE == GIVEN_SCALE) {
     of_all = q.scale_of(0);
+  } else if (kScalesOfHeads) {
+    // A row is a head; below.
   } else if (kBlockIsRow) {
     of_all = q.scale_of(redux_sync_max_u32(largest));
     if (lane == 0 && elements_present(cursor, first_distance) > 0) q.store_scale((u32)unit, of_all);
@@ -77,10 +79,11 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
   }
 #pragma unroll
   for (int i = 0; i < kUnitVectors; ++i) {
-    const float reciprocal = kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? of_all.reciprocal : scales.reciprocal(i, lane);
+    float reciprocal = kBlockIsRow || !kMakesScales ? of_all.reciprocal : scales.reciprocal(i, lane);
     const int distance = first_distance + i * 32 * kVectorElements;
     if (elements_present(cursor, distance) == 0) continue;
     const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
+    if (kScalesOfHeads) reciprocal = q.scale_of_head((u32)(index >> LOG2_SIZE), (index & (kSize - 1)) == 0).reciprocal;
     encode_and_store(cursor.y + stored_bytes(distance), y[i], reciprocal, q, index);
   }
 }
