@@ -231,6 +231,13 @@ def test_triton_is_chosen_on_amd(fresh_choice: pytest.MonkeyPatch) -> None:
     cuda_requirements.compiler_version.cache_clear()
 
 
+def test_where_triton_is_chosen_there_is_no_plan(fresh_choice: pytest.MonkeyPatch) -> None:
+    fresh_choice.setattr(selection, "compiler_version", _missing("no NVRTC"))
+    with pytest.raises(ValueError, match="tensors on this GPU go to Triton's"):
+        hadacore.plan(128, device="cuda")
+    assert hadacore.plan(128, device="cpu").backend == "cpu"
+
+
 def test_the_choice_is_made_once(fresh_choice: pytest.MonkeyPatch) -> None:
     """The first call of a CUDA tensor chooses; the table then holds the backend itself."""
     fresh_choice.setitem(selection.DEFAULTS, "cuda", selection._choose_for_cuda)

@@ -203,7 +203,7 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
     warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
     stages = 2 if step == block and block <= 128 and not amd else 1
     programs = 1 if step == block == 256 else max(1, 16 // warps)
-    return Configuration("panel", rows, parts, columns, warps, stages, max(1, 16 // warps), order, block, step, product)
+    return Configuration("panel", rows, parts, columns, warps, stages, programs, order, block, step, product)
 
 
 def _power_above(value: int) -> int:
