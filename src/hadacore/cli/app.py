@@ -16,13 +16,14 @@ from rich.table import Table
 from hadacore import __version__
 from hadacore.backends import cpu
 from hadacore.backends.cuda.cache import cache_folder
+from hadacore.backends.triton.compiling import TARGETS as TRITON_TARGETS
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
 from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, demo, information
+from hadacore.cli import compiling, compiling_triton, demo, information
 from hadacore.cli.bench import Benchmark
 from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
 from hadacore.elements import ELEMENTS
@@ -58,9 +59,9 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, backend: str | None = None) -> torch.device:
     try:
-        return chosen_device(name)
+        return chosen_device(name, backend)
     except BackendUnavailableError as error:
         raise _fail(str(error)) from error
 
@@ -171,9 +172,10 @@ def bench_command(
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
     out: _Out = Path(),
     device: _Device = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
     """Measure times against a copy and against other installed packages; write a table, pictures and a page."""
-    where = _device(device)
+    where = _device(device, backend)
     if pictures:
         _need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
@@ -186,9 +188,12 @@ def bench_command(
             default.dtypes if dtypes is None else choices(dtypes, DTYPES, "--dtypes"),
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
-        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume)
+        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
     console = _console()
-    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.points())} points to measure", style="dim")
+    console.print(
+        f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
+        style="dim",
+    )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
     with _progress() as bar:
@@ -342,3 +347,44 @@ def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
             counts += [registers, sum(r.spills for r in members)]
         table.add_row(f"{architecture} {dtype}", *map(str, counts))
     return table
+
+
+@app.command("check-triton")
+def check_triton_command(
+    sizes: Annotated[
+        str | None, typer.Option(help="Transform sizes; powers of two and some others by default.")
+    ] = None,
+    dtypes: Annotated[str, typer.Option(help="Element types.")] = ",".join(compiling_triton.DTYPES),
+    arch: Annotated[str, typer.Option(help="NVIDIA's and AMD's architectures.")] = ",".join(TRITON_TARGETS),
+    jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
+) -> None:
+    """Compile the Triton backend's kernels for GPUs that are not here; print registers, spills and shared memory."""
+    with user_errors():
+        kernels = compiling_triton.kernels_for(
+            compiling_triton.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
+            names(arch, "--arch"),
+        )  # fmt: skip
+    with _progress() as bar:
+        task = bar.add_task("compiling", total=len(kernels))
+        try:
+            with user_errors():
+                results = compiling_triton.check_all(kernels, jobs, lambda checked: bar.update(task, advance=1))
+        except BackendUnavailableError as error:
+            raise _fail(str(error)) from error
+    console = _console()
+    table = _table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+    for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
+        members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
+        columns = (
+            len(members), max((c.registers for c in members), default=0), sum(c.spilled_bytes > 0 for c in members),
+            max((c.spilled_bytes for c in members), default=0), max((c.shared_bytes for c in members), default=0),
+        )  # fmt: skip
+        table.add_row(f"{target} {dtype}", *map(str, columns))
+    console.print(table)
+    bad = [r for r in results if r.failure is not None or r.does_not_fit]
+    for r in bad[:10]:
+        why = r.failure or f"needs {r.compiled.shared_bytes if r.compiled else 0} bytes of shared memory, too many"
+        where = f"{r.kernel.target} {r.kernel.dtype} {r.kernel.configuration}"
+        console.print(f"[red]failed[/] {escape(where)}: {escape(why)}", soft_wrap=True)
+    if bad:
+        raise _fail(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")
