@@ -16,6 +16,7 @@ from rich.table import Table
 from hadacore import __version__
 from hadacore.backends import cpu
 from hadacore.backends.cuda.cache import cache_folder
+from hadacore.backends.triton.compiling import TARGETS as TRITON_TARGETS
 from hadacore.benchmarking import quantizing
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
@@ -23,7 +24,7 @@ from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matpl
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, demo, demo_quantize, information
+from hadacore.cli import compiling, compiling_triton, demo, demo_quantize, information
 from hadacore.cli.bench import Benchmark
 from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
 from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
@@ -61,9 +62,9 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, backend: str | None = None) -> torch.device:
     try:
-        return chosen_device(name)
+        return chosen_device(name, backend)
     except BackendUnavailableError as error:
         raise _fail(str(error)) from error
 
@@ -195,6 +196,7 @@ def bench_command(
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
     out: _Out = Path(),
     device: _Device = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
     """Measure times against a copy and against other installed packages; write a table, pictures and a page.
 
@@ -203,7 +205,7 @@ def bench_command(
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    where = _device(device)
+    where = _device(device, backend)
     if pictures:
         _need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
@@ -216,9 +218,12 @@ def bench_command(
             default.dtypes if dtypes is None else choices(dtypes, DTYPES, "--dtypes"),
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
-        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume)
+        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
     console = _console()
-    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.points())} points to measure", style="dim")
+    console.print(
+        f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
+        style="dim",
+    )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
     with _progress() as bar:
@@ -413,45 +418,54 @@ def compile_command(
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
             raise _fail(str(error)) from error
-    console.print(_compiled_table(results, check))
+    console.print(compiling.compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
     spilling = [r for r in results if r.spills]
     for r in failures[:10]:
-        console.print(f"[red]failed[/] {_named(r)}: {escape(r.failure or '')}", soft_wrap=True)
+        console.print(f"[red]failed[/] {escape(compiling.named(r))}: {escape(r.failure or '')}", soft_wrap=True)
     for r in spilling[:10]:
-        console.print(f"[red]spills[/] {_named(r)}: {escape(str(r.resources))}", soft_wrap=True)
+        console.print(f"[red]spills[/] {escape(compiling.named(r))}: {escape(str(r.resources))}", soft_wrap=True)
     if failures or spilling:
         raise _fail(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
 
 
-def _named(result: compiling.Compiled) -> str:
-    kernel = result.kernel
-    variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
-    fusion = getattr(kernel.configuration, "fusion", None)
-    if fusion is not None:
-        variant += f", {fusion}"
-    return escape(f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}")
-
-
-def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
-    columns = ["", "kernels", "compiled", "cached", "failed", "kB", *(["registers", "spill"] if check else [])]
-    lines = table("Kernels", *columns)
-    groups: dict[tuple[str, str], list[compiling.Compiled]] = {}
-    for result in results:
-        groups.setdefault((result.kernel.architecture, result.kernel.dtype), []).append(result)
-    for (architecture, dtype), members in groups.items():
-        failed = sum(r.failure is not None for r in members)
-        cached = sum(r.from_cache for r in members)
-        counts = [
-            len(members),
-            len(members) - failed - cached,
-            cached,
-            failed,
-            sum(r.code_bytes for r in members) // 1000,
-        ]
-        if check:
-            registers = max((r.resources.registers for r in members if r.resources is not None), default=0)
-            counts += [registers, sum(r.spills for r in members)]
-        lines.add_row(f"{architecture} {dtype}", *map(str, counts))
-    return lines
+@app.command("check-triton")
+def check_triton_command(
+    sizes: Annotated[
+        str | None, typer.Option(help="Transform sizes; powers of two and some others by default.")
+    ] = None,
+    dtypes: Annotated[str, typer.Option(help="Element types.")] = ",".join(compiling_triton.DTYPES),
+    arch: Annotated[str, typer.Option(help="NVIDIA's and AMD's architectures.")] = ",".join(TRITON_TARGETS),
+    jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
+) -> None:
+    """Compile the Triton backend's kernels for GPUs that are not here; print registers, spills and shared memory."""
+    with user_errors():
+        kernels = compiling_triton.kernels_for(
+            compiling_triton.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
+            names(arch, "--arch"),
+        )  # fmt: skip
+    with _progress() as bar:
+        task = bar.add_task("compiling", total=len(kernels))
+        try:
+            with user_errors():
+                results = compiling_triton.check_all(kernels, jobs, lambda checked: bar.update(task, advance=1))
+        except BackendUnavailableError as error:
+            raise _fail(str(error)) from error
+    console = _console()
+    lines = table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+    for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
+        members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
+        columns = (
+            len(members), max((c.registers for c in members), default=0), sum(c.spilled_bytes > 0 for c in members),
+            max((c.spilled_bytes for c in members), default=0), max((c.shared_bytes for c in members), default=0),
+        )  # fmt: skip
+        lines.add_row(f"{target} {dtype}", *map(str, columns))
+    console.print(lines)
+    bad = [r for r in results if r.failure is not None or r.does_not_fit]
+    for r in bad[:10]:
+        why = r.failure or f"needs {r.compiled.shared_bytes if r.compiled else 0} bytes of shared memory, too many"
+        where = f"{r.kernel.target} {r.kernel.dtype} {r.kernel.configuration}"
+        console.print(f"[red]failed[/] {escape(where)}: {escape(why)}", soft_wrap=True)
+    if bad:
+        raise _fail(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hadacore.backends.selection import default_backend
 from hadacore.benchmarking.grid import Grid
 from hadacore.benchmarking.measure import Measurement, measure_grid
 from hadacore.benchmarking.page import page
@@ -60,16 +61,19 @@ class Benchmark:
         folder: Where to write.
         in_place: Measure the transform in place, too.
         resume: Continue a run that was killed.
+        backend: Which one runs the transform; None is the device's.
 
     Raises:
         ValueError: A run that was killed is there and ``resume`` is not given, or it was another kind of run.
     """
 
     def __init__(
-        self, grid: Grid, device: torch.device, folder: Path, *, in_place: bool = False, resume: bool = False
-    ) -> None:
+        self, grid: Grid, device: torch.device, folder: Path, *, in_place: bool = False, resume: bool = False,
+        backend: str | None = None,
+    ) -> None:  # fmt: skip
         self.grid, self.device, self.folder, self.in_place = grid, device, folder, in_place
-        self.made_with = provenance(device)
+        self.backend = backend or default_backend(device.type)
+        self.made_with = {**provenance(device), "backend": self.backend}
         self.peers, self.missing = find_peers(device.type)
         self.failures: dict[str, str] = {}
         columns = columns_for([peer.name for peer in self.peers], in_place)
@@ -81,8 +85,9 @@ class Benchmark:
     def measure(self, progress: Callable[[Measurement], None] = lambda measurement: None) -> None:
         """Measure what is not measured yet; every line is on disk before the next is measured."""
         measurements = measure_grid(
-            self.grid, self.device, self.peers, in_place=self.in_place, done=self.done, report_failure=self._failed
-        )
+            self.grid, self.device, self.peers, in_place=self.in_place, backend=self.backend, done=self.done,
+            report_failure=self._failed,
+        )  # fmt: skip
         for measurement in measurements:
             self.table.append(row_of(measurement, self.made_with))
             progress(measurement)
