@@ -375,8 +375,10 @@ def test_compile_selects_what_quantizes() -> None:
         assert len(compiling.kernels_for((size,), *arguments, signs=True, quantize=requests)) == signs * len(plain)
     # What runs when a tensor is quantized is among them.
     quantizer = Quantizer(BY_NAME["int8"], 5120)
-    chosen = choose_base(1, 20, 8, 100, (9, 0), 132, fusion=fusion_of(quantizer, 5120, False))
-    assert chosen in {k.configuration for k in compiling.kernels_for((5120,), *arguments, quantize=requests)}
+    swizzled = Quantizer(BY_NAME["mxfp8"], 32, swizzled=True)
+    for each in (quantizer, swizzled):
+        chosen = choose_base(1, 20, 8, 100, (9, 0), 132, fusion=fusion_of(each, 5120, False))
+        assert chosen in {k.configuration for k in compiling.kernels_for((5120,), *arguments, quantize=requests)}
     gated = compiling.quantized(["int8"], ["silu_mul:gate_up", "rms_norm"])
     found = {k.configuration.fusion.prologue.kind for k in compiling.kernels_for((4096,), *arguments, quantize=gated)}  # type: ignore[union-attr]
     assert len(found) == 2
