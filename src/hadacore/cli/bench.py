@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,6 +36,22 @@ _METHOD = (
 )
 
 
+def check_same_machine(table: PartialTable, made_with: Mapping[str, str | None]) -> None:
+    """Refuse to continue a table that was measured with something else.
+
+    Raises:
+        ValueError: It was.
+    """
+    for row in table.rows:
+        for name in PROVENANCE_COLUMNS:
+            now = made_with.get(name) or ""
+            if row[name] != now:
+                raise ValueError(
+                    f"cannot continue {table.partial}: it was measured with {name} {row[name]!r}, now it is "
+                    f"{now!r}; delete it to start again"
+                )
+
+
 class Benchmark:
     """A run of a grid on a device into a folder.
 
@@ -62,14 +78,7 @@ class Benchmark:
         self.failures: dict[str, str] = {}
         columns = columns_for([peer.name for peer in self.peers], in_place)
         self.table = PartialTable(folder / f"{NAME}.csv", columns, resume=resume)
-        for row in self.table.rows:
-            for name in PROVENANCE_COLUMNS:
-                now = self.made_with.get(name) or ""
-                if row[name] != now:
-                    raise ValueError(
-                        f"cannot continue {self.table.partial}: it was measured with {name} {row[name]!r}, now it is "
-                        f"{now!r}; delete it to start again"
-                    )
+        check_same_machine(self.table, self.made_with)
         self.done = frozenset(point_of(row) for row in self.table.rows)
         self.remaining = sum(point not in self.done for point in grid.points())
 

@@ -67,8 +67,8 @@ def hadamard_quantize(
         ValueError: Wrong shape, size, device or value; a row that is no multiple of the block; a gradient is asked for.
 
     Numerics: the rules for scales and codes are stated operation by operation in ``docs/quantization.md``. A row of zeros
-    has a finite scale. NaN or infinity makes the scale of its row or block NaN, and touches no other. On GPUs this
-    release runs the transform's kernel on fp32 and the quantizer as PyTorch operations, not fused.
+    has a finite scale. NaN or infinity makes the scale of its row or block NaN, and touches no other.
+    :func:`hadacore.plan_quantize` says whether one kernel does it.
 
     Source: OCP MX 1.0, OFP8 1.0, NVIDIA's NVFP4, see :mod:`hadacore.formats`; rotation before rounding is QuaRot's
     (arXiv 2404.00456).
