@@ -177,7 +177,7 @@ Status transform(const Problem& problem) {
 }
 
 // Elements that are transformed and then quantized together: a tile of 8 KiB, which stays in the first-level cache beside
-// the rows it comes from (measured: INT8 from float32, 1024: 16 KiB 1.8 ms, 8 KiB 1.4, 4 KiB 1.4; bfloat16 1.6, 1.5, 1.6).
+// the rows it comes from (measured: INT8 from float32, 1024: 16 KiB 1.8 ms, 8 KiB 1.4, 4 KiB 1.4; bfloat16 1.5, 1.5, 1.6).
 constexpr int64_t TILE = 1 << 11;
 
 // Rows of element type E, and what becomes of them.
