@@ -56,7 +56,7 @@ def seconds(call: Callable[[], object]) -> float:
 def measure(name: str, threads: int, sizes: list[int], rounds: int) -> Iterator[dict[str, object]]:
     element = BY_NAME[name]
     torch.set_num_threads(threads)
-    count = max(2, BUFFER_BYTES // (2 * ELEMENTS * element.bytes))
+    count = BUFFER_BYTES // (2 * ELEMENTS * element.bytes) | 1  # odd, so that copy and transform both see every one
     buffers = [
         (torch.randn(ELEMENTS).to(element.dtype), torch.zeros(ELEMENTS, dtype=element.dtype)) for _ in range(count)
     ]
@@ -96,7 +96,7 @@ def measure_quantization(name: str, threads: int, rounds: int) -> Iterator[dict[
     """The same for rotation and quantization, one scale a row or the format's block."""
     element = BY_NAME[name]
     torch.set_num_threads(threads)
-    count = max(2, BUFFER_BYTES // (2 * ELEMENTS * element.bytes))
+    count = BUFFER_BYTES // (2 * ELEMENTS * element.bytes) | 1
     inputs = [torch.randn(ELEMENTS).to(element.dtype) for _ in range(count)]
     outputs = [torch.zeros(ELEMENTS * element.bytes, dtype=torch.uint8) for _ in range(count)]
     turn = 0
