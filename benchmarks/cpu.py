@@ -5,9 +5,9 @@
     python benchmarks/cpu.py --weight          # a 4096 x 14336 bfloat16 weight, rotated on both sides
 
 Every round times the copy and the transform of every size one after the other, on buffers in turn so that nothing is in
-a cache; what is written is the smallest of the rounds, because what else runs on the machine only adds to it. Outputs
-exist beforehand for both. Quantization is timed through the public function, which makes its outputs, beside a copy of the
-bytes it reads and writes and beside the composed path.
+a cache; what is written is the median of the rounds. (The smallest would be a copy at a moment when the memory is fast: it
+varies by half in a virtual machine, and a transform less.) Outputs exist beforehand for both. Quantization is timed through
+the public function, which makes its outputs, beside a copy of the bytes it reads and writes and beside the composed path.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def measure(name: str, threads: int, sizes: list[int], rounds: int) -> Iterator[
                 x, y = next_views(size)
                 transforms[size].append(seconds(lambda x=x, y=y: hadacore.hadamard_transform(x, out=y)))
     for size in sizes:
-        copy, transform = min(copies[size]) * 1e6, min(transforms[size]) * 1e6
+        copy, transform = statistics.median(copies[size]) * 1e6, statistics.median(transforms[size]) * 1e6
         yield {
             "threads": threads,
             "dtype": name,
@@ -137,7 +138,7 @@ def measure_quantization(name: str, threads: int, rounds: int) -> Iterator[dict[
                         some.append(seconds(functools.partial(fused_call, x)))
                     elif len(some) < 3:  # many times slower, and three are enough to say so
                         some.append(seconds(functools.partial(composed_call, x)))
-            copy, slow, fused = (min(times[kind]) * 1e6 for kind in ("copy", "composed", "fused"))
+            copy, slow, fused = (statistics.median(times[kind]) * 1e6 for kind in ("copy", "composed", "fused"))
             yield {
                 "threads": threads,
                 "dtype": name,
