@@ -5,7 +5,7 @@
     python benchmarks/cpu.py --weight          # a 4096 x 14336 bfloat16 weight, rotated on both sides
 
 Every round times the copy and the transform of every size one after the other, on buffers in turn so that nothing is in
-a cache; what is written is the median of the rounds. (The smallest would be a copy at a moment when the memory is fast: it
+a cache; what is written is the median of the undisturbed rounds. (The smallest would be a copy at a moment when the memory is fast: it
 varies by half in a virtual machine, and a transform less.) Outputs exist beforehand for both. Quantization is timed through
 the public function, which makes its outputs, beside a copy of the bytes it reads and writes and beside the composed path.
 """
@@ -54,6 +54,11 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def typical(times: list[float]) -> float:
+    """The median of those up to twice the smallest: others are of rounds in which a thread had no processor."""
+    return statistics.median(time for time in times if time <= 2 * min(times))
+
+
 def measure(name: str, threads: int, sizes: list[int], rounds: int) -> Iterator[dict[str, object]]:
     element = BY_NAME[name]
     torch.set_num_threads(threads)
@@ -80,7 +85,7 @@ def measure(name: str, threads: int, sizes: list[int], rounds: int) -> Iterator[
                 x, y = next_views(size)
                 transforms[size].append(seconds(lambda x=x, y=y: hadacore.hadamard_transform(x, out=y)))
     for size in sizes:
-        copy, transform = statistics.median(copies[size]) * 1e6, statistics.median(transforms[size]) * 1e6
+        copy, transform = typical(copies[size]) * 1e6, typical(transforms[size]) * 1e6
         yield {
             "threads": threads,
             "dtype": name,
@@ -138,7 +143,7 @@ def measure_quantization(name: str, threads: int, rounds: int) -> Iterator[dict[
                         some.append(seconds(functools.partial(fused_call, x)))
                     elif len(some) < 3:  # many times slower, and three are enough to say so
                         some.append(seconds(functools.partial(composed_call, x)))
-            copy, slow, fused = (statistics.median(times[kind]) * 1e6 for kind in ("copy", "composed", "fused"))
+            copy, slow, fused = (typical(times[kind]) * 1e6 for kind in ("copy", "composed", "fused"))
             yield {
                 "threads": threads,
                 "dtype": name,
