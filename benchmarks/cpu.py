@@ -5,9 +5,10 @@
     python benchmarks/cpu.py --weight          # a 4096 x 14336 bfloat16 weight, rotated on both sides
 
 Every round times the copy and the transform of every size one after the other, on buffers in turn so that nothing is in
-a cache; what is written is the median of the undisturbed rounds. (The smallest would be a copy at a moment when the memory is fast: it
-varies by half in a virtual machine, and a transform less.) Outputs exist beforehand for both. Quantization is timed through
-the public function, which makes its outputs, beside a copy of the bytes it reads and writes and beside the composed path.
+a cache; what is written is the median of the undisturbed rounds. (The smallest would be a copy at a moment when the
+memory is fast: it varies by half in a virtual machine, and a transform less.) Outputs exist beforehand for both.
+Quantization is timed through the public function, which makes its outputs, beside a copy of the bytes it reads and
+writes and beside the composed path.
 """
 
 from __future__ import annotations
