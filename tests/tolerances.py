@@ -15,6 +15,16 @@ Absolute bound of one element. Every intermediate is at most max|B| ||x||_1, so 
 and of the 2 m of its products and sums with B, adds at most u_fp32 max|B| ||x||_1:
 |error| <= scale (k + 2 m + 2) u_fp32 max|B| ||x||_1 + u |y|, plus the smallest subnormal.
 
+Rotated values that a kernel quantizes. They are fp32 and not rounded to 16 bits, but a Tensor Core kernel of 16-bit inputs
+splits what one product gives into two bfloat16 before the next: hi is off by at most 2^-9 of it, lo rounds that to 2^-9
+again, so 2^-18 in all. An element is a signed sum of such values, whose magnitudes sum to at most max|B| ||x||_1. At most two
+products take split values. Tensor Cores cut off where they should round, which at most doubles each rounding, and a scale
+rounds once more:  |error| <= scale max|B| ||x||_1 (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
+
+Codes and scales of them. Finding a scale, multiplying by it and rounding to a code are monotonic, so a scale lies between
+those of magnitudes smaller and larger by that bound, and a code between those of the values at both ends: the same, but
+where a boundary between codes lies between.
+
 Norms and inverses in fp32. Rounding errors are independent, each u_fp32 / sqrt(3) of a partial sum that is on the average no
 larger than the result, so r of them change a norm by about sqrt(r / 3) u_fp32. The bound is r u_fp32, and twice that there
 and back.
@@ -25,6 +35,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hadacore.attention import AttentionRecipe
+from hadacore.formats import BY_NAME
 from hadacore.matrices import factor
 
 CORRECT_ROUNDING_RATIO = 1.002
@@ -74,6 +86,14 @@ def element_bound(
     return abs(scale) * roundings(size, base) * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
 
 
+def rotated_bound(x: Tensor, size: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Largest allowed error of each rotated value before it is quantized, see above; in float64, of x's shape."""
+    blocks = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, size)
+    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
+    split = 0.0 if dtype == torch.float32 else 2 * 2.0**-18
+    return abs(scale) * mass * (split + 2 * (roundings(size) + 1) * FLOAT32_ROUNDOFF)
+
+
 def norm_bound(size: int, base: Tensor | None = None) -> float:
     """Largest relative change of a row's norm by an orthonormal float32 transform and its inverse."""
     return 2 * (roundings(size, base) + 1) * FLOAT32_ROUNDOFF
@@ -117,3 +137,39 @@ def base_float32(x: Tensor, base: Tensor, size: int, scale: float, inverse: bool
     for column, values in zip(columns, y.unbind(1), strict=True):
         total = total + column[:, None] * values[:, None]
     return (total * scale).reshape(x.shape)
+
+
+def attention_float32(head_dim: int, keys: int) -> float:
+    """Relative L2 error of attention in fp32 whose scores are about 1: a score is a sum of ``head_dim`` products and changes
+    its probability by as much, the output a sum over keys; rounding errors are independent, and four times their size is
+    allowed."""
+    return float(4 * (head_dim**0.5 + keys**0.5 + 4) * FLOAT32_ROUNDOFF)
+
+
+def attention_error(recipe: AttentionRecipe, head_dim: int, keys: int) -> float:
+    """Relative L2 error of attention of normal queries, keys and values by a recipe, whose scores have variance 1.
+
+    An independent relative error e of each element of queries and keys is one of e sqrt(2) in a score, as much in its
+    probability, and as much in the output; e in the probabilities themselves and e in the values add, all in squares. E4M3
+    rounds to half of 2^-3 of a power of two at most, uniformly: u / sqrt(3) with u = 2^-4. An integer step is amax / maximum,
+    its error 1 / sqrt(12) of it, and amax of a head of up to 256 normal numbers at most 4.5. A third is allowed on top, since
+    the errors of few numbers are not their expectation.
+    """
+    if recipe.format is None:
+        return attention_float32(head_dim, keys)
+    if recipe.format == "fp8_e4m3":
+        element, probability = 2.0**-4 / 3**0.5, 2.0**-4 / 3**0.5
+    else:
+        element, probability = 4.5 / BY_NAME[recipe.format].encoding.maximum / 12**0.5, 0.0
+    sides = 1 + recipe.quantize_query
+    return float(1.33 * ((sides + 1) * element**2 + probability**2) ** 0.5)
+
+
+def attention_flips(head_dim: int, keys: int) -> float:
+    """How far two computations of FP8 attention with the same codes may be apart, one of them in fp32.
+
+    A score that differs by e moves a probability over a boundary between two codes with likelihood 2 e / 2^-4, and by then
+    2^-3 of it at most; independent, they add in squares. e is a sum of ``head_dim`` fp32 roundings.
+    """
+    score = head_dim * FLOAT32_ROUNDOFF
+    return float(2.0**-3 * (2 * score / 2.0**-4) ** 0.5 + attention_float32(head_dim, keys))

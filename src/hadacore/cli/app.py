@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,14 +17,17 @@ from rich.table import Table
 from hadacore import __version__
 from hadacore.backends import cpu
 from hadacore.backends.cuda.cache import cache_folder
+from hadacore.backends.triton.compiling import TARGETS as TRITON_TARGETS
+from hadacore.benchmarking import quantizing
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
 from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, demo, information
+from hadacore.cli import compiling, compiling_triton, demo, information
 from hadacore.cli.bench import Benchmark
+from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
 from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
 from hadacore.elements import ELEMENTS
 from hadacore.errors import BackendUnavailableError
@@ -58,9 +62,9 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: str | None, backend: str | None = None) -> torch.device:
     try:
-        return chosen_device(name)
+        return chosen_device(name, backend)
     except BackendUnavailableError as error:
         raise _fail(str(error)) from error
 
@@ -98,6 +102,9 @@ def _options(
 ) -> None:
     pass
 
+
+_bench_app = typer.Typer()
+app.add_typer(_bench_app, name="bench")
 
 _Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)]
 _Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one.")]
@@ -159,8 +166,9 @@ def _before_after(before: float, after: float) -> str:
     return f"{100 * before:5.2f} -> [{style}]{100 * after:5.2f}[/]"
 
 
-@app.command("bench")
+@_bench_app.callback(invoke_without_command=True)
 def bench_command(
+    context: typer.Context,
     sizes: Annotated[str | None, typer.Option(help="Transform sizes, such as 128,4096.")] = None,
     elements: Annotated[str | None, typer.Option(help="Element counts, such as 8192,33554432.")] = None,
     dtypes: Annotated[str | None, typer.Option(help=f"Some of {','.join(DTYPES)}.")] = None,
@@ -171,9 +179,16 @@ def bench_command(
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
     out: _Out = Path(),
     device: _Device = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
-    """Measure times against a copy and against other installed packages; write a table, pictures and a page."""
-    where = _device(device)
+    """Measure times against a copy and against other installed packages; write a table, pictures and a page.
+
+    `hadacore bench quantize` measures rotation with quantization.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    where = _device(device, backend)
     if pictures:
         _need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
@@ -186,9 +201,12 @@ def bench_command(
             default.dtypes if dtypes is None else choices(dtypes, DTYPES, "--dtypes"),
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
-        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume)
+        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
     console = _console()
-    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.points())} points to measure", style="dim")
+    console.print(
+        f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
+        style="dim",
+    )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
     with _progress() as bar:
@@ -209,6 +227,61 @@ def bench_command(
     console.print(_summary(benchmark))
     for name, reason in benchmark.failures.items():
         console.print(f"{escape(name)} {escape(reason)}", style="yellow", soft_wrap=True)
+    _print_files(console, files)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """Options of ``bench`` itself, which a sub-command would not look at."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"is an option of `hadacore bench`; write it after {context.invoked_subcommand}",
+                param_hint=parameter.opts[0],
+            )
+
+
+@_bench_app.command("quantize")
+def bench_quantize_command(
+    sizes: Annotated[str | None, typer.Option(help="Sizes of rows with many rows, such as 128,14336.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(quantizing.DTYPES)}.")] = quantizing.DTYPES[0],
+    quick: Annotated[bool, typer.Option("--quick", help="A few points instead of the whole default grid.")] = False,
+    chains: Annotated[
+        bool | None,
+        typer.Option(help="Measure the unfused chain, compiled by torch.compile; by default on a GPU only."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
+    pictures: Annotated[bool, typer.Option(help="Draw a PNG picture.")] = True,
+    out: _Out = Path(),
+    device: _Device = None,
+) -> None:
+    """Measure rotation with quantization against a copy of the same bytes and against the unfused chain."""
+    where = _device(device)
+    if pictures:
+        _need_matplotlib(", or leave the picture out with --no-pictures")
+    if chains is None:
+        chains = where.type == "cuda"
+    with user_errors():
+        grid = quantizing.default_grid(where.type, dtype, quick)
+        if sizes is not None:
+            grid = replace(grid, sizes=integers(sizes, "--sizes"))
+        benchmark = QuantizeBenchmark(grid, where, out, chains=chains, resume=resume)
+    console = _console()
+    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.cases())} points to measure", style="dim")
+    if where.type == "cpu":
+        console.print(
+            "No GPU: small sizes on the CPU, beside a copy of the inputs.",
+            style="dim", soft_wrap=True,
+        )  # fmt: skip
+    with _progress() as bar:
+        task = bar.add_task("measuring", total=benchmark.remaining)
+        benchmark.measure(lambda measured: bar.update(task, advance=1, description=str(measured.case)))
+    files = benchmark.finish(pictures)
+    title = "Rotation with quantization: worst time / copy, least speedup over the chain"
+    table = _table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
+    for line in summary(benchmark.table.rows, min(grid.elements)):
+        table.add_row(*line)
+    console.print(table)
     _print_files(console, files)
 
 
@@ -276,6 +349,16 @@ def compile_command(
     ] = None,
     signs: Annotated[bool, typer.Option("--signs", help="Also with random signs before and after.")] = False,
     strided: Annotated[bool, typer.Option("--strided", help="Also for rows with gaps.")] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the transform's kernels those that quantize to these formats, with the default granularity, or "
+            "FORMAT:GRANULARITY, such as fp8_e4m3,int4:128."
+        ),
+    ] = None,
+    prologue: Annotated[
+        str | None, typer.Option(help=f"With these before the transform: {', '.join(compiling.PROLOGUES)}.")
+    ] = None,
     all_variants: Annotated[bool, typer.Option("--all-variants", help="Same as --signs --strided.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail if a kernel keeps anything in local memory (spills).")
@@ -283,11 +366,27 @@ def compile_command(
     jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
 ) -> None:
     """Fill a kernel cache for given sizes, types and architectures; needs no GPU. For container images."""
+    if prologue is not None and quantize is None:
+        raise typer.BadParameter("needs --quantize, what follows the transform", param_hint="--prologue")
+    wanted = compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes")
+    types, architectures = names(dtypes, "--dtypes"), names(arch, "--arch")
     with user_errors():
+        requests = compiling.quantized(
+            () if quantize is None else names(quantize, "--quantize"),
+            () if prologue is None else names(prologue, "--prologue"),
+        )
         kernels = compiling.kernels_for(
-            compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
-            names(arch, "--arch"), signs=signs or all_variants, strided=strided or all_variants,
-        )  # fmt: skip
+            wanted,
+            types,
+            architectures,
+            signs=signs or all_variants,
+            strided=strided or all_variants,
+            quantize=requests,
+        )
+    console = _console()
+    if sizes is not None:  # nobody asked for each size of the default
+        for what, reason in compiling.without_kernel(wanted, types, architectures, requests).items():
+            console.print(f"[yellow]no kernel[/] for {escape(what)}: {escape(reason)}", soft_wrap=True)
     folder = cache or cache_folder()
     with _progress() as bar:
         task = bar.add_task("compiling", total=len(kernels))
@@ -302,7 +401,6 @@ def compile_command(
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
             raise _fail(str(error)) from error
-    console = _console()
     console.print(_compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
@@ -318,6 +416,9 @@ def compile_command(
 def _named(result: compiling.Compiled) -> str:
     kernel = result.kernel
     variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
+    fusion = getattr(kernel.configuration, "fusion", None)
+    if fusion is not None:
+        variant += f", {fusion}"
     return escape(f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}")
 
 
@@ -342,3 +443,44 @@ def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
             counts += [registers, sum(r.spills for r in members)]
         table.add_row(f"{architecture} {dtype}", *map(str, counts))
     return table
+
+
+@app.command("check-triton")
+def check_triton_command(
+    sizes: Annotated[
+        str | None, typer.Option(help="Transform sizes; powers of two and some others by default.")
+    ] = None,
+    dtypes: Annotated[str, typer.Option(help="Element types.")] = ",".join(compiling_triton.DTYPES),
+    arch: Annotated[str, typer.Option(help="NVIDIA's and AMD's architectures.")] = ",".join(TRITON_TARGETS),
+    jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
+) -> None:
+    """Compile the Triton backend's kernels for GPUs that are not here; print registers, spills and shared memory."""
+    with user_errors():
+        kernels = compiling_triton.kernels_for(
+            compiling_triton.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
+            names(arch, "--arch"),
+        )  # fmt: skip
+    with _progress() as bar:
+        task = bar.add_task("compiling", total=len(kernels))
+        try:
+            with user_errors():
+                results = compiling_triton.check_all(kernels, jobs, lambda checked: bar.update(task, advance=1))
+        except BackendUnavailableError as error:
+            raise _fail(str(error)) from error
+    console = _console()
+    table = _table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+    for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
+        members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
+        columns = (
+            len(members), max((c.registers for c in members), default=0), sum(c.spilled_bytes > 0 for c in members),
+            max((c.spilled_bytes for c in members), default=0), max((c.shared_bytes for c in members), default=0),
+        )  # fmt: skip
+        table.add_row(f"{target} {dtype}", *map(str, columns))
+    console.print(table)
+    bad = [r for r in results if r.failure is not None or r.does_not_fit]
+    for r in bad[:10]:
+        why = r.failure or f"needs {r.compiled.shared_bytes if r.compiled else 0} bytes of shared memory, too many"
+        where = f"{r.kernel.target} {r.kernel.dtype} {r.kernel.configuration}"
+        console.print(f"[red]failed[/] {escape(where)}: {escape(why)}", soft_wrap=True)
+    if bad:
+        raise _fail(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")

@@ -9,10 +9,11 @@ import torch
 from hadacore.backends import cpu
 from hadacore.backends.cuda.launch import cuda_code
 from hadacore.formats import Granularity, Quantizer
+from hadacore.kernels.fusion import fused_prologue
 from hadacore.kernels.quantizing import find_fusion
 from hadacore.plan import Plan
 from hadacore.plan import plan as plan_transform
-from hadacore.prologues import Description, GatedActivation, RMSNorm
+from hadacore.prologues import Description, GatedActivation, RMSNorm, RotaryEmbedding
 from hadacore.quantization import arguments
 
 
@@ -28,6 +29,7 @@ class QuantizationPlan:
         quantizer: Format, block and options.
         prologue: What comes before, or None.
         composed_reason: Why rotation and quantizer are not one kernel, or None if they are.
+        prologue_reason: Why the prologue is not a part of that kernel, or None if it is, or there is none.
     """
 
     n: int
@@ -37,10 +39,11 @@ class QuantizationPlan:
     quantizer: Quantizer
     prologue: Description | None
     composed_reason: str | None
+    prologue_reason: str | None = None
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel rotates and quantizes. A prologue comes before it, as PyTorch operations."""
+        """Whether one kernel rotates and quantizes. The prologue is part of it where ``prologue_reason`` is None."""
         return self.composed_reason is None
 
     @property
@@ -72,7 +75,10 @@ class QuantizationPlan:
         if self.composed_reason is not None:
             lines.append(f"  because   {self.composed_reason}")
         if self.prologue is not None:
-            lines.append(f"  prologue  {self.prologue.name}, PyTorch operations in fp32")
+            where = "in the same kernel"
+            if self.prologue_reason is not None:
+                where = f"PyTorch operations, because {self.prologue_reason}"
+            lines.append(f"  prologue  {self.prologue.name}, in fp32, {where}")
         lines.append("  transform of the fp32 values:")
         lines += ["    " + line for line in str(self.transform).splitlines()]
         if self.fused:
@@ -119,6 +125,9 @@ def plan_quantize(
         device: The device to plan for.
         architecture: A GPU that is not here.
 
+    A prologue is planned for contiguous tensors of the input's type, a rotary embedding for tables of float32 that turn whole
+    heads.
+
     Raises:
         TypeError, ValueError: As :func:`hadacore.hadamard_quantize` and :func:`hadacore.plan`.
 
@@ -147,12 +156,22 @@ def plan_quantize(
         device=device,
         architecture=architecture,
     )
+    size = transform.problem.size
+    reason, prologue_reason = None, None
     if transform.backend == "cpu":
-        reason = cpu.composed_reason(transform.problem.size, quantizer)
-    else:
-        assert transform.architecture is not None
+        reason = cpu.composed_reason(size, quantizer)
+        prologue_reason = None if prologue is None else "the CPU's kernels begin with the rotation"
+        return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)
+    assert transform.architecture is not None
+    if prologue is not None:
+        pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
+        made = fused_prologue(prologue, n, pairs, True)
+        fusion = find_fusion(
+            cuda_code(dtype), n, size, quantizer, quantizer.block == 0, inverse, transform.architecture, made
+        )
+        prologue_reason = fusion if isinstance(fusion, str) else None
+    if prologue is None or prologue_reason is not None:
         code = cuda_code(dtype if prologue is None else torch.float32)
-        size = transform.problem.size
         fusion = find_fusion(code, n, size, quantizer, quantizer.block == 0, inverse, transform.architecture)
         reason = fusion if isinstance(fusion, str) else None
-    return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason)
+    return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)
