@@ -16,7 +16,8 @@ PACKAGE = Path(hadacore.__file__).parent
 
 # From the public function down. A module imports only modules to its right; `leaves` may be imported from anywhere.
 FLOW = [
-    "cli", "benchmarking", "compat", "modules", "quantization", "functional", "plan", "ops", "backends", "kernels", "epilogues",
+    "cli", "experiments", "benchmarking", "integrations", "attention", "compat", "modules", "quantization", "functional",
+    "plan", "ops", "backends", "kernels", "epilogues",
 ]  # fmt: skip
 LEAVES = {
     "errors": [],

@@ -1,0 +1,237 @@
+"""From queries, keys and values to what is multiplied: rotary embedding, rotation of each head, codes and decode scales.
+
+The rules for scales and codes are those of ``docs/quantization.md``. FP8 queries and keys with a scale for each head or token
+go through :func:`hadacore.quantize_query_key`; everything else is composed here of the transform and PyTorch operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hadacore.attention.recipes import BLOCK_TOKENS, PER_BLOCK, PER_HEAD, PER_TOKEN, AttentionRecipe
+from hadacore.formats import BY_NAME, PER_TENSOR, SMALLEST_SCALE, Quantizer
+from hadacore.functional import hadamard_transform
+from hadacore.matrices import hadamard_matrix
+from hadacore.prologues import Prologue, RotaryEmbedding
+from hadacore.quantization import prologue_reference, quantize_query_key, rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """Queries, keys or values as they are multiplied.
+
+    Attributes:
+        codes: ``(batch, tokens, heads, head_dim)``, batch 1 for packed sequences: E4M3, int8 (which holds INT4 codes too, one
+            a byte), or the type of the input where nothing is quantized.
+        scales: Decode scales in fp32: no dimensions for one of the tensor; ``(sequences, kv_heads)`` per head;
+            ``(batch, tokens, heads)`` per token or block. None where nothing is quantized.
+    """
+
+    codes: Tensor
+    scales: Tensor | None
+
+    def sequence(self, index: int, start: int, stop: int) -> Operand:
+        """The tokens from ``start`` to ``stop`` of packed sequences, which are sequence ``index``."""
+        scales = self.scales
+        if scales is not None and scales.dim() == 2:
+            scales = scales[index : index + 1]
+        elif scales is not None and scales.dim() == 3:
+            scales = scales[:, start:stop]
+        return Operand(self.codes[:, start:stop], scales)
+
+    def scale_of_tokens(self) -> Tensor | None:
+        """The scales as they broadcast to ``(batch, tokens, heads)``."""
+        scales = self.scales
+        if scales is None or scales.dim() != 2:
+            return scales
+        return scales.repeat_interleave(self.codes.shape[2] // scales.shape[1], 1)[:, None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class Operands:
+    """The three operands.
+
+    Attributes:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        dtype: Of the queries before anything was done to them.
+        signs: What a rotation began with.
+    """
+
+    q: Operand
+    k: Operand
+    v: Operand
+    dtype: torch.dtype
+    signs: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Where packed sequences begin.
+
+    Attributes:
+        offsets: int32, ``(sequences + 1,)``: the first token of each sequence, and the number of tokens.
+        sequence: int64, ``(tokens,)``: the sequence of each token.
+    """
+
+    offsets: Tensor
+    sequence: Tensor
+
+    @staticmethod
+    def of(offsets: Tensor, tokens: int) -> Packing:
+        """The packing of so many tokens."""
+        index = torch.arange(tokens, device=offsets.device)
+        return Packing(offsets, torch.searchsorted(offsets[1:].contiguous(), index, right=True))
+
+    def blocks(self) -> tuple[Tensor, int]:
+        """The block of each token, counted over all sequences, and an upper bound of their number."""
+        tokens = self.sequence.shape[0]
+        begin = self.offsets[:-1].long()
+        lengths = self.offsets[1:].long() - begin
+        counts = (lengths + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+        first = counts.cumsum(0) - counts
+        position = torch.arange(tokens, device=begin.device) - begin[self.sequence]
+        bound = tokens // BLOCK_TOKENS + lengths.shape[0]
+        return first[self.sequence] + position // BLOCK_TOKENS, bound
+
+
+def prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    recipe: AttentionRecipe,
+    rope: Prologue | None = None,
+    packed: tuple[Packing, Packing] | None = None,
+) -> Operands:
+    """Everything before the products, for ``(batch, tokens, heads, head_dim)``, batch 1 for packed sequences.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        recipe: What to do.
+        rope: Rotary embedding of queries and keys.
+        packed: Of queries, and of keys and values.
+    """
+    signs = recipe.signs(q.shape[3], q.device) if recipe.rotated else None
+    of_q, of_k = packed if packed is not None else (None, None)
+    kv_heads = k.shape[2]
+    value = _prepare_one(v, recipe, recipe.rotate_value, signs, kv_heads, None, of_k, quantize=True)
+    # One pass for rotary embedding, rotation and quantization, where there is one.
+    one_pass = recipe.is_fp8 and recipe.rotate and not recipe.explicit and recipe.granularity in (PER_HEAD, PER_TOKEN)
+    if one_pass and (packed is None or recipe.granularity == PER_TOKEN) and recipe.format is not None:
+        done = quantize_query_key(q, k, rope=rope, format=recipe.format, granularity=recipe.granularity, signs=signs)
+        return Operands(Operand(done.q, done.q_descale), Operand(done.k, done.k_descale), value, q.dtype, signs)
+    query = _prepare_one(q, recipe, recipe.rotate, signs, kv_heads, rope, of_q, quantize=recipe.quantize_query)
+    key = _prepare_one(k, recipe, recipe.rotate, signs, kv_heads, rope, of_k, quantize=True)
+    return Operands(query, key, value, q.dtype, signs)
+
+
+def _prepare_one(
+    x: Tensor,
+    recipe: AttentionRecipe,
+    rotated: bool,
+    signs: Tensor | None,
+    kv_heads: int,
+    rope: Prologue | None,
+    packing: Packing | None,
+    *,
+    quantize: bool,
+) -> Operand:
+    values = x
+    if rope is not None:
+        assert isinstance(rope.description, RotaryEmbedding)
+        values = prologue_reference.rotate_pairs(rope.description, x, rope.operands)
+    if rotated:
+        # Rotated values are rounded to 16 bits only where they stay in 16 bits.
+        values = rotate(values.float(), signs, recipe.explicit)
+    if recipe.format is None or not quantize:
+        return Operand(values.to(x.dtype), None)
+    return quantize_heads(values.float(), recipe.format, recipe.granularity, kv_heads, packing)
+
+
+def rotate(x: Tensor, signs: Tensor | None, explicit: bool = False) -> Tensor:
+    """Rotate the last dimension, orthonormally; ``explicit`` by a product with the matrix in x's type."""
+    if not explicit:
+        return hadamard_transform(x, signs=signs)
+    n = x.shape[-1]
+    matrix = hadamard_matrix(n, dtype=x.dtype, device=x.device)
+    if signs is not None:
+        x = x * signs.to(x.dtype)
+    rotated: Tensor = x @ matrix.T * n**-0.5
+    return rotated
+
+
+def rotate_back(x: Tensor, signs: Tensor | None, explicit: bool = False) -> Tensor:
+    """Undo :func:`rotate`; computed in fp32 and rounded once to x's type."""
+    if not explicit:
+        return hadamard_transform(x, signs=None if signs is None else signs.to(x.dtype), inverse=True)
+    n = x.shape[-1]
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y: Tensor = x.to(work) @ hadamard_matrix(n, dtype=work, device=x.device) * n**-0.5
+    return (y if signs is None else y * signs).to(x.dtype)
+
+
+def quantize_heads(
+    values: Tensor, format: str, granularity: str, kv_heads: int, packing: Packing | None = None
+) -> Operand:
+    """Codes and scales of ``(batch, tokens, heads, head_dim)`` in fp32.
+
+    A scale is ``max(amax * fp32(1 / maximum), 2^-126)``, a code the rounded product with its reciprocal. A group that
+    holds NaN or infinity has the scale NaN.
+    """
+    found = BY_NAME[format]
+    encoding = found.encoding
+    batch, tokens, heads, _ = values.shape
+    largest = values.abs().amax(-1)
+    if granularity == PER_TENSOR:
+        shared = largest.amax() if largest.numel() else largest.new_zeros(())
+    elif granularity == PER_HEAD:
+        by_head = largest.view(batch, tokens, kv_heads, heads // kv_heads).amax(-1)
+        shared = _largest_of_sequences(by_head, packing)
+    elif granularity == PER_BLOCK:
+        shared = _largest_of_blocks(largest, packing)
+    else:
+        shared = largest
+    scales = (shared * Quantizer(found, 0).amax_factor).clamp_(min=SMALLEST_SCALE)
+    scales.masked_fill_(~shared.isfinite(), torch.nan)
+    operand = Operand(values, scales)
+    if packing is not None and granularity == PER_HEAD:
+        factor = scales.reciprocal()[packing.sequence].repeat_interleave(heads // kv_heads, 1)[None]
+    else:
+        of_tokens = operand.scale_of_tokens()
+        assert of_tokens is not None
+        factor = of_tokens.reciprocal()
+    scaled = values * (factor.unsqueeze(-1) if factor.dim() else factor)
+    if encoding.is_integer:
+        return Operand(rounding.to_integer(scaled.nan_to_num_(nan=0.0), encoding), scales)
+    return Operand(rounding.to_float8(scaled, encoding), scales)
+
+
+def _largest_of_sequences(largest: Tensor, packing: Packing | None) -> Tensor:
+    """``(batch, tokens, heads)`` to ``(sequences, heads)``; 0 where there is no token."""
+    batch, tokens, heads = largest.shape
+    if packing is None:
+        return largest.amax(1) if tokens else largest.new_zeros((batch, heads))
+    return _largest_of_groups(largest[0], packing.sequence, packing.offsets.shape[0] - 1)
+
+
+def _largest_of_groups(largest: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(tokens, heads)`` to ``(groups, heads)``."""
+    result = largest.new_zeros((groups, largest.shape[1]))
+    return result.scatter_reduce_(0, group[:, None].expand_as(largest), largest, "amax")
+
+
+def _largest_of_blocks(largest: Tensor, packing: Packing | None) -> Tensor:
+    """The largest of each token's block, ``(batch, tokens, heads)`` as before."""
+    batch, tokens, heads = largest.shape
+    if packing is not None:
+        block, blocks = packing.blocks()
+        return _largest_of_groups(largest[0], block, blocks)[block][None]
+    padded = torch.nn.functional.pad(largest, (0, 0, 0, -tokens % BLOCK_TOKENS))
+    by_block = padded.view(batch, -1, BLOCK_TOKENS, heads).amax(2)
+    return by_block.repeat_interleave(BLOCK_TOKENS, 1)[:, :tokens]
