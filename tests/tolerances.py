@@ -25,6 +25,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hadacore.attention import AttentionRecipe
+from hadacore.formats import BY_NAME
 from hadacore.matrices import factor
 
 CORRECT_ROUNDING_RATIO = 1.002
@@ -117,3 +119,39 @@ def base_float32(x: Tensor, base: Tensor, size: int, scale: float, inverse: bool
     for column, values in zip(columns, y.unbind(1), strict=True):
         total = total + column[:, None] * values[:, None]
     return (total * scale).reshape(x.shape)
+
+
+def attention_float32(head_dim: int, keys: int) -> float:
+    """Relative L2 error of attention in fp32 whose scores are about 1: a score is a sum of ``head_dim`` products and changes
+    its probability by as much, the output a sum over keys; rounding errors are independent, and four times their size is
+    allowed."""
+    return float(4 * (head_dim**0.5 + keys**0.5 + 4) * FLOAT32_ROUNDOFF)
+
+
+def attention_error(recipe: AttentionRecipe, head_dim: int, keys: int) -> float:
+    """Relative L2 error of attention of normal queries, keys and values by a recipe, whose scores have variance 1.
+
+    An independent relative error e of each element of queries and keys is one of e sqrt(2) in a score, as much in its
+    probability, and as much in the output; e in the probabilities themselves and e in the values add, all in squares. E4M3
+    rounds to half of 2^-3 of a power of two at most, uniformly: u / sqrt(3) with u = 2^-4. An integer step is amax / maximum,
+    its error 1 / sqrt(12) of it, and amax of a head of up to 256 normal numbers at most 4.5. A third is allowed on top, since
+    the errors of few numbers are not their expectation.
+    """
+    if recipe.format is None:
+        return attention_float32(head_dim, keys)
+    if recipe.format == "fp8_e4m3":
+        element, probability = 2.0**-4 / 3**0.5, 2.0**-4 / 3**0.5
+    else:
+        element, probability = 4.5 / BY_NAME[recipe.format].encoding.maximum / 12**0.5, 0.0
+    sides = 1 + recipe.quantize_query
+    return float(1.33 * ((sides + 1) * element**2 + probability**2) ** 0.5)
+
+
+def attention_flips(head_dim: int, keys: int) -> float:
+    """How far two computations of FP8 attention with the same codes may be apart, one of them in fp32.
+
+    A score that differs by e moves a probability over a boundary between two codes with likelihood 2 e / 2^-4, and by then
+    2^-3 of it at most; independent, they add in squares. e is a sum of ``head_dim`` fp32 roundings.
+    """
+    score = head_dim * FLOAT32_ROUNDOFF
+    return float(2.0**-3 * (2 * score / 2.0**-4) ** 0.5 + attention_float32(head_dim, keys))

@@ -70,3 +70,52 @@ class Visibility:
             used_queries = by_mask[0] if used_queries is None else used_queries & by_mask[0]
             used_keys = by_mask[1] if used_keys is None else used_keys & by_mask[1]
         return used_queries, used_keys
+
+
+@dataclass(frozen=True, eq=False)
+class Simplified:
+    """What a mask says in fewer words.
+
+    Attributes:
+        keys: Keys up to the last one that is seen; those after it are left away.
+        causal: As in :class:`Visibility`, and so the next two.
+        window: Sliding window.
+        padding: ``(batch, keys)``, or None if there is none.
+    """
+
+    keys: int
+    causal: bool
+    window: int | None
+    padding: Tensor | None
+
+
+def simplify(mask: Tensor) -> Simplified | None:
+    """What a mask ``(batch or 1, 1, queries, keys)`` says in terms of causal order, a window and padding, or None if it cannot
+    be said so. Waits for a GPU.
+
+    >>> simplify(torch.ones(1, 1, 4, 4, dtype=torch.bool).tril())
+    Simplified(keys=4, causal=True, window=None, padding=None)
+    """
+    if mask.shape[1] != 1 or not mask.numel():
+        return None
+    seen = mask[:, 0]
+    used = seen.any(1).any(0).nonzero()
+    if not used.numel():
+        return None
+    keys = int(used[-1]) + 1
+    seen = seen[..., :keys]
+    queries = seen.shape[1]
+    there = seen.any(1)
+    padding = None if bool(there.all()) else there
+    # One query, or queries that all see the same keys.
+    if bool((seen == there[:, None]).all()):
+        return Simplified(keys, False, None, padding)
+    if queries > keys:
+        return None
+    shown = seen.sum(2).max()
+    for window in (None, int(shown)):
+        order = Visibility(True, window, padding).block(slice(0, queries), slice(0, keys), queries, keys, seen.device)
+        assert order is not None
+        if bool((seen == order[:, 0]).all()):
+            return Simplified(keys, True, window, padding)
+    return None
