@@ -21,11 +21,16 @@ from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matpl
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, demo, information
+from hadacore.cli import compiling, demo, evaluate, information
 from hadacore.cli.bench import Benchmark
 from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
 from hadacore.elements import ELEMENTS
 from hadacore.errors import BackendUnavailableError
+from hadacore.evaluation.models import DTYPES as MODEL_DTYPES
+from hadacore.evaluation.models import EvaluationUnavailableError
+from hadacore.evaluation.report import cells_of, columns_for
+from hadacore.evaluation.rows import ROWS, rows_named
+from hadacore.evaluation.run import Settings
 from hadacore.kernels.architectures import CHECKED
 from hadacore.plan import plan as make_plan
 
@@ -225,6 +230,75 @@ def _summary(benchmark: Benchmark) -> Table:
         middle = ratios[len(ratios) // 2]
         table.add_row(dtype, regime, f"{elements:,}", f"{ratios[0]:.2f}", f"{middle:.2f}", f"{ratios[-1]:.2f}")
     return table
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[str | None, typer.Option(help="A model's folder, or its name on the hub.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, such as mmlu, and task files (.yaml).")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before a question; else what the task says.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help=f"Some of {','.join(row.name for row in ROWS)}; fp16 always.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs of one length that are computed together.")] = 8,
+    dtype: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(MODEL_DTYPES)}; float16, and float32 on the CPU, by default.")
+    ] = None,
+    outlier_channels: Annotated[
+        int, typer.Option(help="Add so many outlier channel pairs to each K head, and channels to each V head.", min=0)
+    ] = 0,
+    outlier_factor: Annotated[float, typer.Option(help="By what they are multiplied, a power of two.")] = 16.0,
+    text: Annotated[Path | None, typer.Option(help="Text for KL divergence and perplexity.", dir_okay=False)] = None,
+    segments: Annotated[int, typer.Option(help="Segments of that text, at most.")] = 16,
+    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment, at most.")] = 512,
+    out: _Out = Path(),
+    device: _Device = None,
+) -> None:
+    """Compare a model's accuracy with attention in FP8, INT8 and INT4, with and without rotation."""
+    where = _device(device)
+    _need_matplotlib()
+    if model is None:
+        raise typer.BadParameter("needs a model's folder or its name on the hub", param_hint="--model")
+    console = _console()
+    with user_errors():
+        settings = Settings(
+            model, () if tasks is None else names(tasks, "--tasks"), num_fewshot=num_fewshot, limit=limit,
+            batch_size=batch_size, dtype=dtype or ("float16" if where.type == "cuda" else "float32"),
+            outliers=evaluate.outlier_channels(outlier_channels, outlier_factor), text=None if text is None else str(text),
+            segments=segments, segment_tokens=segment_tokens,
+        )  # fmt: skip
+        wanted = rows_named(None if rows is None else names(rows, "--rows"))
+        try:
+            evaluation = evaluate.start(settings, wanted, where, out)
+        except EvaluationUnavailableError as error:
+            raise _fail(str(error)) from error
+    console.print(f"{device_name(where)}, {evaluation.remaining} of {len(wanted)} rows to answer", style="dim")
+    with _progress() as bar:
+        bars = {name: bar.add_task(name, total=None, start=False) for name in (*(row.name for row in wanted), "text")}
+
+        def advance(what: str, done: int, of: int) -> None:
+            bar.start_task(bars[what])
+            bar.update(bars[what], completed=done, total=of)
+
+        try:
+            with user_errors():
+                summaries, notes, files = evaluate.finish(evaluation, advance)
+        except torch.OutOfMemoryError as error:
+            raise _fail(
+                f"memory is too small for this; use a smaller --batch-size than {batch_size} in another folder. What was "
+                f"measured so far is in {evaluation.parts.folder}. ({str(error).splitlines()[0]})"
+            ) from error
+    table = _table(evaluate.title_of(settings), *columns_for(settings))
+    for summary in summaries:
+        table.add_row(*cells_of(summary, settings))
+    # Wider than many a terminal, and better wrapped by that than cut off.
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    for note in notes:
+        console.print(escape(note), style="dim", soft_wrap=True)
+    _print_files(console, files)
 
 
 @app.command("plan")
