@@ -10,6 +10,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement as Width
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -34,6 +35,7 @@ from hadacore.evaluation.run import Settings
 from hadacore.kernels.architectures import CHECKED
 from hadacore.plan import plan as make_plan
 
+_WIDEST_TABLE = 400  # characters
 _EVERY_DTYPE = tuple(element.name for element in ELEMENTS)
 
 app = typer.Typer(
@@ -295,7 +297,9 @@ def eval_command(
     for summary in summaries:
         table.add_row(*cells_of(summary, settings))
     # Wider than many a terminal, and better wrapped by that than cut off.
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    whole = Width.get(console, console.options.update(width=_WIDEST_TABLE), table).maximum
+    console.width = max(console.width, whole)
+    console.print(table, crop=False)
     for note in notes:
         console.print(escape(note), style="dim", soft_wrap=True)
     _print_files(console, files)

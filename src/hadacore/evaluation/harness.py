@@ -126,6 +126,11 @@ def _resolve_data(task: dict[str, Any], path: Path) -> Iterator[Path]:
     task["dataset_kwargs"]["data_files"] = resolved
 
 
+def task_manager(tasks: Tasks) -> TaskManager:
+    """lm-eval's index of its tasks, which takes seconds, so without them where none is named."""
+    return TaskManager(include_path=list(tasks.include) or None, include_defaults=not tasks.local)
+
+
 class StoringModel(HFLM):  # type: ignore[misc]
     """lm-eval's model, whose answers are stored under ``part`` batch by batch, and read from there if they are.
 

@@ -154,9 +154,7 @@ class Evaluation:
         return self.results
 
     def _answer(self, progress: Progress) -> None:
-        from lm_eval.tasks import TaskManager
-
-        from hadacore.evaluation.harness import StoringModel, answer_tasks
+        from hadacore.evaluation.harness import StoringModel, answer_tasks, task_manager
 
         assert self.tasks is not None
         answering: StoringModel | None = None
@@ -167,7 +165,7 @@ class Evaluation:
                 model, tokenizer = self._loaded
                 if answering is None:
                     answering = StoringModel(model, tokenizer, self.settings.batch_size)
-                    manager = TaskManager(include_path=list(self.tasks.include) or None)
+                    manager = task_manager(self.tasks)
                 use_recipe(model, row.name)
                 answering.store_in(self.parts, row.name, lambda done, of, row=row: progress(row.name, done, of))  # type: ignore[misc]
                 questions = answer_tasks(answering, self.tasks, manager, self.settings.num_fewshot, self.settings.limit)
