@@ -41,6 +41,28 @@ def test_every_recipe_is_close_to_float64(name: str, n: int) -> None:
     assert relative_error(y, exact) < attention_error(RECIPES[name], n, 50)
 
 
+@pytest.mark.parametrize("name", ["fp8_rotated", "fp8_explicit", "fp8_token_rotated", "int4_kv_rotated"])
+def test_random_signs_are_undone(name: str) -> None:
+    recipe = dataclasses.replace(RECIPES[name], sign_seed=7)
+    q, k, v = tensors(33, 50)
+    y = quantized_attention(q, k, v, recipe=recipe, causal=True)
+    assert relative_error(y, exact_attention(q, k, v, causal=True)) < attention_error(recipe, 64, 50)
+
+
+def test_blocks_of_keys_are_the_kernel_s() -> None:
+    """FlashAttention's ``hopper/tile_size.h``, one byte an element; a size that has no kernel uses the next one's."""
+    assert [keys_of_a_block(n) for n in SIZES] == [160, 128, 128, 224, 160, 128]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:
+    q, k, v = tensors(100, 130)
+    whole = quantized_attention(q, k, v, recipe="fp8", causal=causal, window=40 if causal else None)
+    monkeypatch.setattr("hadacore.attention.emulated._MOST_SCORES", 1)
+    pieces = quantized_attention(q, k, v, recipe="fp8", causal=causal, window=40 if causal else None)
+    assert relative_error(pieces, whole.double()) < attention_flips(64, 130)
+
+
 @pytest.mark.parametrize("n", [64, 80, 128])
 def test_fp8_rounds_where_the_kernel_does(n: int) -> None:
     """Codes, probabilities and the order of blocks, one (batch, kv head) at a time."""
@@ -149,9 +171,11 @@ def test_scales_of_packed_blocks_do_not_cross_sequences() -> None:
 @pytest.mark.parametrize("granularity", ["head", "token"])
 @pytest.mark.parametrize("n", [64, 96])
 def test_composed_codes_are_those_of_quantize_query_key(granularity: str, n: int) -> None:
-    q, k, _ = tensors(40, 40, n=n)
+    q, k, v = tensors(40, 40, n=n)
     done = quantize_query_key(q, k, granularity=granularity)
-    for x, codes, scales in ((q, done.q, done.q_descale), (k, done.k, done.k_descale)):
+    value = prepare(q, k, v, AttentionRecipe("fp8_e4m3", granularity, rotate_value=True)).v
+    assert value.scales is not None
+    for x, codes, scales in ((q, done.q, done.q_descale), (k, done.k, done.k_descale), (v, value.codes, value.scales)):
         operand = quantize_heads(rotate(x, None), "fp8_e4m3", granularity, 2)
         assert torch.equal(operand.codes.view(torch.uint8), codes.view(torch.uint8))
         assert operand.scales is not None and torch.equal(operand.scales, scales)

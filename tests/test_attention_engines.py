@@ -26,6 +26,7 @@ from hadacore.attention.flash_attention import (
     InterfaceEngine,
     Launch,
     PyTorchEngine,
+    _folders_of,
 )
 from hadacore.backends import Support
 from tests.attention_oracle import exact_attention
@@ -151,7 +152,9 @@ def test_on_a_cpu_everything_is_emulated() -> None:
     assert list(found) == ["flash_attn_interface", "torch", "vllm", "emulated"]
     assert [name for name, support in found.items() if support] == ["emulated"]
     assert all("compute capability 9.0" in support.reason for support in found.values() if not support)
-    with pytest.raises(BackendUnavailableError, match=r"engine 'vllm' cannot run here: .*the tensors are on cpu"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"engine 'vllm' cannot run here: .*compute capability 9.0, not on cpu"
+    ):
         quantized_attention(*HALF, engine="vllm")
 
 
@@ -163,7 +166,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv(LIBRARY_VARIABLE, str(broken))
     assert "broken.so could not be loaded" in (VllmEngine().missing() or "")
     monkeypatch.delenv(LIBRARY_VARIABLE)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("hadacore.attention.flash_attention._folders_of", lambda name: ())
     assert f"vLLM is not installed, and {LIBRARY_VARIABLE}" in (VllmEngine().missing() or "")
     assert "flash_attn_interface package is not installed" in (InterfaceEngine().missing() or "")
 
@@ -181,7 +184,95 @@ def test_an_installed_vllm_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     library.touch()
     monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
+    _folders_of.cache_clear()
     assert VllmEngine().library() == library
+    _folders_of.cache_clear()
+
+
+# What the library of vLLM 0.25 registers.
+VLLM_SCHEMA = (
+    "fwd(Tensor! q, Tensor k, Tensor v, Tensor? k_new, Tensor? v_new, Tensor? q_v, Tensor!? out, Tensor? cu_seqlens_q, "
+    "Tensor? cu_seqlens_k, Tensor? cu_seqlens_k_new, Tensor? seqused_q, Tensor? seqused_k, int? max_seqlen_q, int? max_seqlen_k, "
+    "Tensor? page_table, Tensor? kv_batch_idx, Tensor? leftpad_k, Tensor? rotary_cos, Tensor? rotary_sin, "
+    "Tensor? seqlens_rotary, Tensor? q_descale, Tensor? k_descale, Tensor? v_descale, float softmax_scale, bool is_causal, "
+    "int window_size_left, int window_size_right, float softcap, bool is_rotary_interleaved, Tensor? scheduler_metadata, "
+    "int num_splits, bool? pack_gqa, int sm_margin, Tensor? s_aux, int cp_world_size, int cp_rank, Tensor? cp_tot_seqused_k) -> "
+    "Tensor[]"
+)
+
+
+@pytest.fixture
+def launch() -> Launch:
+    q, k, v = torch.randn(6, 4, 64), torch.randn(9, 2, 64), torch.randn(9, 2, 64)
+    scales = (torch.rand(2, 2), torch.rand(2, 2), torch.rand(2, 2))
+    k_offsets = torch.tensor([0, 3, 9], dtype=torch.int32)
+    return Launch(q, k, v, OFFSETS, k_offsets, 4, 6, scales, 0.125, True, 2)
+
+
+EXPECTED: dict[str, Any] = {
+    "max_seqlen_q": 4, "max_seqlen_k": 6, "softmax_scale": 0.125, "window_size_left": 2, "window_size_right": 0,
+}  # fmt: skip
+
+
+def test_vllm_s_operator_gets_its_arguments(launch: Launch) -> None:
+    seen: dict[str, Any] = {}
+
+    def fwd(*arguments: Any) -> list[Tensor]:
+        names = [argument.name for argument in torch.ops._vllm_fa3_C.fwd.default._schema.arguments]
+        seen.update({k: v for k, v in zip(names, arguments, strict=True) if v is not None})
+        return [arguments[0] + 1, arguments[0]]
+
+    library = torch.library.Library("_vllm_fa3_C", "DEF")
+    try:
+        library.define(VLLM_SCHEMA)
+        library.impl("fwd", fwd, "CPU")
+        result = VllmEngine("somewhere.so").launch(launch)
+    finally:
+        library._destroy()
+    assert torch.equal(result, launch.q + 1)
+    assert launch.descales is not None
+    for name, tensor in {
+        "q": launch.q, "k": launch.k, "v": launch.v, "cu_seqlens_q": launch.q_offsets, "cu_seqlens_k": launch.k_offsets,
+        "q_descale": launch.descales[0], "k_descale": launch.descales[1], "v_descale": launch.descales[2],
+    }.items():  # fmt: skip
+        assert torch.equal(seen.pop(name), tensor)
+    rest = {"num_splits": 0, "sm_margin": 0, "cp_world_size": 1, "cp_rank": 0, "softcap": 0.0}
+    assert seen == EXPECTED | rest | {"is_causal": True, "is_rotary_interleaved": True}
+
+
+def test_pytorch_s_operator_gets_its_arguments(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = torch.ops.aten._flash_attention_forward
+    if "quantized" not in operator.overloads():
+        pytest.skip("this PyTorch has no FlashAttention-3 that takes FP8")
+    schema = operator.quantized._schema
+    seen: dict[str, Any] = {}
+
+    def call(*places: Any, **options: Any) -> tuple[Tensor]:
+        names = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+        seen.update(dict(zip(names, places, strict=True)) | options)
+        assert set(options) <= {argument.name for argument in schema.arguments if argument.kwarg_only}
+        return (launch.q + 1,)
+
+    monkeypatch.setattr(operator, "quantized", call)
+    result = PyTorchEngine().launch(launch)
+    assert torch.equal(result, launch.q + 1) and launch.descales is not None
+    assert torch.equal(seen["cum_seq_k"], launch.k_offsets) and torch.equal(seen["v_descale"], launch.descales[2])
+    assert (seen["max_q"], seen["max_k"], seen["dropout_p"], seen["is_causal"]) == (4, 6, 0.0, True)
+    assert (seen["scale"], seen["window_size_left"], seen["window_size_right"]) == (0.125, 2, 0)
+
+
+def test_the_interface_gets_its_arguments(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        seen.update(options)
+        return q + 1, q
+
+    monkeypatch.setattr(InterfaceEngine, "_function", staticmethod(lambda: flash_attn_varlen_func))
+    assert torch.equal(InterfaceEngine().launch(launch), launch.q + 1)
+    assert torch.equal(seen["cu_seqlens_k"], launch.k_offsets) and seen["max_seqlen_k"] == 6
+    assert seen["window_size"] == (2, 0) and seen["causal"] and launch.descales is not None
+    assert torch.equal(seen["k_descale"], launch.descales[1])
 
 
 ERRORS: list[tuple[type[Exception], str, Any]] = [

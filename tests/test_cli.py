@@ -115,6 +115,7 @@ def test_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cpu available: native kernels, " in text or "cpu available: PyTorch operations, " in text
     assert ("cuda available" if torch.cuda.is_available() else "cuda unavailable: ") in text
     assert f"{folder}, empty" in text and not folder.exists()
+    assert "emulated available: PyTorch operations" in text and "flash_attn_interface unavailable: " in text
     assert "fast_hadamard_transform" in text and "quack" in text
 
 

@@ -9,6 +9,7 @@ from tests.emulator.launch import (
     EmulationError,
     Program,
     Report,
+    Scales,
     Strides,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "EmulationError",
     "Program",
     "Report",
+    "Scales",
     "Strides",
     "compiler",
 ]

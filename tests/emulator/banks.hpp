@@ -6,7 +6,7 @@
 #pragma once
 
 #include <algorithm>
-#include <deque>
+#include <map>
 #include <vector>
 
 #include "host.hpp"
@@ -15,20 +15,25 @@ namespace emulator {
 
 class BankCounter {
  public:
-  // A lane's next access. The n-th accesses of a warp's lanes make up one instruction.
+  // A lane's next access. The n-th accesses of a warp's lanes since the last barrier make up one instruction.
   void add(int lane, u32 address, int bytes) {
-    const u64 number = accesses_[lane]++ - evaluated_;
-    if (number >= instructions_.size()) instructions_.resize(number + 1);
-    Instruction& instruction = instructions_[number];
+    const auto found = instructions_.try_emplace(accesses_[lane]++).first;
+    Instruction& instruction = found->second;
     instruction.bytes = bytes;
     instruction.address[lane] = address;
     instruction.lanes |= 1u << lane;
-    while (!instructions_.empty() && instructions_.front().lanes == ~0u) evaluate_first();
+    if (instruction.lanes != ~0u) return;
+    evaluate(instruction);
+    instructions_.erase(found);
   }
+
+  // At a barrier of the block lanes are counted anew: some may have made fewer accesses than others.
+  void meet(int lane) { accesses_[lane] = (accesses_[lane] / kBetweenBarriers + 1) * kBetweenBarriers; }
 
   // Instructions that some lanes never reached included.
   i64 extra_wavefronts() {
-    while (!instructions_.empty()) evaluate_first();
+    for (const auto& [number, instruction] : instructions_) evaluate(instruction);
+    instructions_.clear();
     return extra_;
   }
 
@@ -39,8 +44,9 @@ class BankCounter {
     u32 address[32];
   };
 
-  void evaluate_first() {
-    const Instruction& instruction = instructions_.front();
+  static constexpr u64 kBetweenBarriers = 1ull << 24;
+
+  void evaluate(const Instruction& instruction) {
     const int together = std::min(32, 128 / instruction.bytes);
     for (int first = 0; first < 32; first += together) {
       std::vector<u32> words;
@@ -54,13 +60,10 @@ class BankCounter {
       for (u32 word : words) ++wanted[word % 32];
       extra_ += std::max(0, *std::max_element(wanted, wanted + 32) - 1);
     }
-    instructions_.pop_front();
-    ++evaluated_;
   }
 
-  std::deque<Instruction> instructions_;
+  std::map<u64, Instruction> instructions_;
   u64 accesses_[32] = {};
-  u64 evaluated_ = 0;
   i64 extra_ = 0;
 };
 

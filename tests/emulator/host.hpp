@@ -51,6 +51,10 @@ struct Arguments {
   const char* base;
   i64 base_row_stride, base_column_stride;
   i64 inner;
+  char* scales;
+  const char* given_scale;
+  double scale_factor;
+  i64 scale_rows, scale_columns, seed;
 };
 
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
@@ -84,6 +88,8 @@ void load_matrix(void* value, u32 address, int bytes, const char* instruction);
 void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Format format, const char* instruction);
 u32 half_bits(float v);
 u32 bfloat16_bits(float v);
+u32 float8_bits(float v, int mantissa, int bias, double maximum);
+float reciprocal(float v);
 float half_value(u32 bits);
 
 }  // namespace emulator
@@ -135,6 +141,11 @@ __device__ __forceinline__ void st_global_u16(void* address, u32 v) {
   emulator::store_global(address, &low, 2, __func__);
 }
 
+__device__ __forceinline__ void st_global_u8(void* address, u32 v) {
+  const unsigned char low = (unsigned char)v;
+  emulator::store_global(address, &low, 1, __func__);
+}
+
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
   return emulator::kSharedBase;
 }
@@ -161,6 +172,16 @@ __device__ __forceinline__ void st_shared_v2_f32(u32 address, float a, float b) 
 
 __device__ __forceinline__ void st_shared_f32(u32 address, float v) {
   emulator::store_shared(address, &v, 4, __func__);
+}
+
+__device__ __forceinline__ void st_shared_u32(u32 address, u32 v) {
+  emulator::store_shared(address, &v, 4, __func__);
+}
+
+__device__ __forceinline__ u32 ld_shared_u32(u32 address) {
+  u32 v;
+  emulator::load_shared(&v, address, 4, __func__);
+  return v;
 }
 
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
@@ -284,10 +305,39 @@ __device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
   return result;
 }
 
+#if __CUDA_ARCH__ >= 890
+__device__ __forceinline__ u32 cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+  return emulator::float8_bits(high, 3, 7, 448.) << 8 | emulator::float8_bits(low, 3, 7, 448.);
+}
+
+__device__ __forceinline__ u32 cvt_rn_satfinite_e5m2x2_f32(float high, float low) {
+  return emulator::float8_bits(high, 2, 15, 57344.) << 8 | emulator::float8_bits(low, 2, 15, 57344.);
+}
+#endif
+
+// ---- arithmetic -----------------------------------------------------------------------------------
+
+__device__ __forceinline__ float mul_rn_f32(float a, float b) { return a * b; }
+__device__ __forceinline__ float add_rn_f32(float a, float b) { return a + b; }
+__device__ __forceinline__ float rcp_rn_f32(float v) { return emulator::reciprocal(v); }
+__device__ __forceinline__ float min_f32(float a, float b) { return a != a ? b : b != b ? a : a < b ? a : b; }
+__device__ __forceinline__ float max_f32(float a, float b) { return a != a ? b : b != b ? a : a > b ? a : b; }
+__device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
+__device__ __forceinline__ u32 mul_hi_u32(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+
 // ---- warp-wide ------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
   return emulator::exchange_lanes(v, mask, __func__);
+}
+
+__device__ __forceinline__ u32 shfl_sync_bfly(u32 v, u32 mask) {
+  return mov_b32_f32(emulator::exchange_lanes(mov_f32_b32(v), mask, __func__));
+}
+
+__device__ __forceinline__ u32 redux_sync_max_u32(u32 v) {
+  for (u32 mask = 1; mask < 32; mask *= 2) v = max_u32(v, mov_b32_f32(emulator::exchange_lanes(mov_f32_b32(v), mask, __func__)));
+  return v;
 }
 
 __device__ __forceinline__ void mma_m16n8k16_f32_f16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3,

@@ -35,6 +35,9 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 #if defined(BASE) && BASE != 0
   , a.base, a.base_row_stride, a.base_column_stride
 #endif
+#if ENCODING
+  , a.scales, a.given_scale, a.scale_factor, a.scale_rows, a.scale_columns, a.seed
+#endif
 );"""
 # Constants of the program may be read as well.
 _PROGRAM_CONSTANTS = "base_signs"
@@ -76,6 +79,11 @@ class _Arguments(ctypes.Structure):
         ("base", ctypes.c_void_p),
         ("base_strides", ctypes.c_int64 * 2),
         ("inner", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("given_scale", ctypes.c_void_p),
+        ("scale_factor", ctypes.c_double),
+        ("scale_shape", ctypes.c_int64 * 2),
+        ("quantizer_seed", ctypes.c_int64),
     )
 
 
@@ -100,7 +108,7 @@ class _Launch(ctypes.Structure):
         ("buffer_count", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("programmatic", ctypes.c_int64),
-        ("buffers", _Buffer * 5),
+        ("buffers", _Buffer * 8),
         ("written_bytes", ctypes.c_int64),
         ("extra_wavefronts", ctypes.c_int64),
         ("error_count", ctypes.c_int64),
@@ -134,6 +142,27 @@ def _buffers(x: Array, y: Array, **read: Array | None) -> list[_Buffer]:
     return found
 
 
+@dataclass(frozen=True)
+class Scales:
+    """What a kernel that quantizes takes besides: the last parameters, in their order.
+
+    Attributes:
+        scales: Output.
+        given: One fp32 scale, or None.
+        factor: Of a block's largest magnitude.
+        rows: Rows of the matrix of scales.
+        columns: Its columns.
+        seed: Of stochastic rounding.
+    """
+
+    scales: Array
+    given: Array | None
+    factor: float
+    rows: int
+    columns: int
+    seed: int = 0
+
+
 class Program:
     """Compiled kernel text with its launch shape."""
 
@@ -154,7 +183,7 @@ class Program:
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides = _CONTIGUOUS_ROWS, base: Array | None = None, base_strides: tuple[int, int] = (0, 0),
-        inner: int = 1, grid: int = 1, seed: int = 0,
+        inner: int = 1, grid: int = 1, seed: int = 0, scales: Scales | None = None,
     ) -> Report:  # fmt: skip
         """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y``, ``signs`` and ``base``.
 
@@ -170,18 +199,29 @@ class Program:
             base_strides: Likewise.
             inner: Elements between two values of a contracted index, where it is not the lowest.
             grid: Clusters; blocks, where the cluster is one block.
+            scales: Of a kernel that quantizes.
             seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
                 shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
 
         Raises:
             EmulationError: The kernel did something that a GPU would not forgive.
         """
-        buffers = _buffers(x, y, signs=signs, base=base, constants=self._constants)
+        given = None if scales is None else scales.given
+        buffers = _buffers(x, y, signs=signs, base=base, constants=self._constants, given_scale=given)
+        if scales is not None:
+            buffers.append(_Buffer(b"scales", *_extent(scales.scales), 0, 1))
         signs_address = None if signs is None else _extent(signs)[0]
         arguments = _Arguments(
             _extent(x)[0], _extent(y)[0], scale, rows, signs_address, sign_rows, (ctypes.c_int64 * 5)(*strides),
             None if base is None else _extent(base)[0], (ctypes.c_int64 * 2)(*base_strides), inner,
         )  # fmt: skip
+        if scales is not None:
+            arguments.scales, arguments.given_scale = (
+                _extent(scales.scales)[0],
+                None if given is None else _extent(given)[0],
+            )
+            arguments.scale_factor, arguments.quantizer_seed = scales.factor, scales.seed
+            arguments.scale_shape[:] = (scales.rows, scales.columns)
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
@@ -209,9 +249,9 @@ class EmulatedKernel(Program):
 
     def run(
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
-        strides: Strides | None = None, grid: int = 1, seed: int = 0, **base: Any,
+        strides: Strides | None = None, grid: int = 1, seed: int = 0, **more: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`, ``base`` and ``base_strides`` included; signs and strides must be given exactly where the
+        """As :meth:`Program.run`, ``base``, ``base_strides`` and ``scales`` included; signs and strides must be given exactly where the
         configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
@@ -219,7 +259,7 @@ class EmulatedKernel(Program):
             raise ValueError("strides do not go with the configuration")
         return super().run(
             x, y, scale, rows, signs=signs, sign_rows=sign_rows, strides=strides or _CONTIGUOUS_ROWS, grid=grid,
-            seed=seed, **base,
+            seed=seed, **more,
         )  # fmt: skip
 
 

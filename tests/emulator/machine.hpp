@@ -34,7 +34,7 @@ struct Launch {
   u32 shared_bytes, buffer_count;
   u64 seed;
   i64 programmatic;  // started before the previous grid has ended
-  Buffer buffers[5];
+  Buffer buffers[8];
   i64 written_bytes, extra_wavefronts, error_count;
   char errors[4096];
 };
@@ -44,7 +44,7 @@ constexpr i64 kReportedErrors = 8;
 constexpr i64 kMostErrors = 1000;  // then the launch ends
 constexpr u32 kClusterWindow = 1u << 31;
 constexpr u32 kRankShift = 24;
-constexpr int kCellBytes = 2;    // of global memory; no access is smaller
+constexpr int kCellBytes = 1;    // of global memory; no access is smaller
 constexpr int kWordBytes = 4;    // of shared memory
 constexpr u32 kPoison = ~0u;     // a NaN in every element type
 

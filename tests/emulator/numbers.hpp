@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -45,6 +46,16 @@ inline u32 bfloat16_from_float(float v) {
   const u32 bits = bits_of_value(v);
   if (std::isnan(v)) return kCanonicalNan16;
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// E4M3 and E5M2 with saturation: NaN is 0x7f, everything else above the maximum is the maximum.
+inline u32 float8_from_float(float v, int mantissa, int bias, double maximum) {
+  if (std::isnan(v)) return 0x7f;
+  const double magnitude = std::fmin(std::fabs((double)v), maximum);
+  const int exponent = magnitude == 0 ? 1 - bias : std::max(std::ilogb(magnitude), 1 - bias);
+  const double steps = std::nearbyint(std::ldexp(magnitude, mantissa - exponent));  // ties to even; exact otherwise
+  // A rounding up to the next power of two carries into the exponent by itself.
+  return (std::signbit(v) ? 0x80u : 0u) | (u32)(steps + std::ldexp(exponent + bias - 1, mantissa));
 }
 
 // Conversion from float16 by table: a product decodes 768 values.

@@ -346,6 +346,7 @@ void warp_barrier(const char* instruction) {
 }
 
 void block_barrier(const char* instruction) {
+  block_of(*current).warps[current->index / 32].banks.meet(current->index % 32);
   Block& block = block_of(*current);
   if (++block.at_barrier < launch->threads) return wait_at(instruction);
   block.at_barrier = 0;
@@ -403,6 +404,8 @@ void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Fo
 
 u32 half_bits(float v) { return half_from_float(v); }
 u32 bfloat16_bits(float v) { return bfloat16_from_float(v); }
+u32 float8_bits(float v, int mantissa, int bias, double maximum) { return float8_from_float(v, mantissa, bias, maximum); }
+float reciprocal(float v) { return 1.f / v; }
 float half_value(u32 bits) { return half_table()[bits & 0xffff]; }
 
 }  // namespace emulator

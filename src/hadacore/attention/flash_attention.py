@@ -88,9 +88,7 @@ class FlashAttentionEngine:
     def support(self, device: torch.device) -> Support:
         """Whether it can run on a device at all."""
         if device.type != "cuda":
-            return Support(
-                False, f"FlashAttention-3 runs on NVIDIA GPUs of compute capability 9.0, the tensors are on {device}"
-            )
+            return Support(False, f"FlashAttention-3 runs on NVIDIA GPUs of compute capability 9.0, not on {device}")
         if not torch.cuda.is_available():
             return Support(False, "FlashAttention-3 needs an NVIDIA GPU, and PyTorch finds none")
         major, minor = torch.cuda.get_device_capability(device)
@@ -223,7 +221,7 @@ class InterfaceEngine(FlashAttentionEngine):
 
     def missing(self) -> str | None:
         """Why the package is not there, or None."""
-        if importlib.util.find_spec(self.name) is None:
+        if not _folders_of(self.name):
             return "the flash_attn_interface package is not installed; it is built from FlashAttention's hopper folder"
         try:
             self._function()
@@ -254,6 +252,7 @@ class InterfaceEngine(FlashAttentionEngine):
             k_descale=k_descale,
             v_descale=v_descale,
             window_size=(call.left, call.right),
+            num_splits=0,  # the kernel's own heuristic, which few queries need
         )
         # Some releases return the log-sum-exp too.
         output: Tensor = result[0] if isinstance(result, tuple) else result
@@ -312,9 +311,8 @@ class VllmEngine(FlashAttentionEngine):
         given = os.environ.get(LIBRARY_VARIABLE)
         if given:
             return Path(given)
-        found = importlib.util.find_spec("vllm")
-        folders = [] if found is None else list(found.submodule_search_locations or [])
-        return next((path for folder in folders if (path := Path(folder) / _VLLM_LIBRARY).is_file()), None)
+        paths = (folder / _VLLM_LIBRARY for folder in _folders_of("vllm"))
+        return next((path for path in paths if path.is_file()), None)
 
     def missing(self) -> str | None:
         """Why the library cannot be loaded, or None."""
@@ -326,7 +324,7 @@ class VllmEngine(FlashAttentionEngine):
         try:
             _load_library(path.resolve())
         except OSError as error:
-            return f"{path} could not be loaded: {error}"
+            return f"{path} could not be loaded: {error.__cause__ or error}"
         except AttributeError:
             return f"{path} does not register the operator _vllm_fa3_C::fwd"
         return None
@@ -358,6 +356,17 @@ class VllmEngine(FlashAttentionEngine):
         # By the schema's names: the order has changed between releases, and all other arguments are optional tensors.
         output: Tensor = function(*(values.get(argument.name) for argument in function._schema.arguments))[0]
         return output
+
+
+@functools.cache
+def _folders_of(module: str) -> tuple[Path, ...]:
+    """The folders of a package or the folder of a module; none if it is not installed. Kept, as looking takes 0.1 ms."""
+    found = importlib.util.find_spec(module)
+    if found is None:
+        return ()
+    if found.submodule_search_locations:
+        return tuple(map(Path, found.submodule_search_locations))
+    return (Path(found.origin or ".").parent,)
 
 
 @functools.cache

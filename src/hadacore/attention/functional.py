@@ -106,6 +106,7 @@ def quantized_attention(
     Source: Shah et al., FlashAttention-3, arXiv 2407.08608 (FP8 attention and rotation of queries and keys);
     Dao et al., FlashAttention, arXiv 2205.14135 (online softmax).
 
+    >>> import torch
     >>> q, k, v = torch.randn(2, 5, 8, 64), torch.randn(2, 9, 2, 64), torch.randn(2, 9, 2, 64)
     >>> quantized_attention(q, k, v, recipe="fp8_rotated", causal=True).shape
     torch.Size([2, 5, 8, 64])
@@ -145,6 +146,7 @@ def plan_attention(
     Raises:
         As :func:`quantized_attention`.
 
+    >>> import torch
     >>> x = torch.randn(1, 16, 4, 64)
     >>> print(plan_attention(x, x, x, causal=True))  # doctest: +ELLIPSIS
     Attention, batch 1, 16 queries and 16 keys, 4 / 4 heads of 64, causal, float32, on cpu

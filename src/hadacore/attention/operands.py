@@ -6,6 +6,7 @@ go through :func:`hadacore.quantize_query_key`; everything else is composed here
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -120,15 +121,29 @@ def prepare(
     signs = recipe.signs(q.shape[3], q.device) if recipe.rotated else None
     of_q, of_k = packed if packed is not None else (None, None)
     kv_heads = k.shape[2]
-    value = _prepare_one(v, recipe, recipe.rotate_value, signs, kv_heads, None, of_k, quantize=True)
-    # One pass for rotary embedding, rotation and quantization, where there is one.
-    one_pass = recipe.is_fp8 and recipe.rotate and not recipe.explicit and recipe.granularity in (PER_HEAD, PER_TOKEN)
-    if one_pass and (packed is None or recipe.granularity == PER_TOKEN) and recipe.format is not None:
+    # One operator for rotary embedding, rotation and quantization, where there is one.
+    granularities = (PER_HEAD, PER_TOKEN) if packed is None else (PER_TOKEN,)
+    one_pass = recipe.is_fp8 and not recipe.explicit and recipe.granularity in granularities
+    if one_pass and recipe.rotate_value:
+        value = _rotate_and_quantize(v, recipe, signs)
+    else:
+        value = _prepare_one(v, recipe, recipe.rotate_value, signs, kv_heads, None, of_k, quantize=True)
+    if one_pass and recipe.rotate and recipe.format is not None:
         done = quantize_query_key(q, k, rope=rope, format=recipe.format, granularity=recipe.granularity, signs=signs)
         return Operands(Operand(done.q, done.q_descale), Operand(done.k, done.k_descale), value, q.dtype, signs)
     query = _prepare_one(q, recipe, recipe.rotate, signs, kv_heads, rope, of_q, quantize=recipe.quantize_query)
     key = _prepare_one(k, recipe, recipe.rotate, signs, kv_heads, rope, of_k, quantize=True)
     return Operands(query, key, value, q.dtype, signs)
+
+
+def _rotate_and_quantize(v: Tensor, recipe: AttentionRecipe, signs: Tensor | None) -> Operand:
+    """Values by the operator of queries and keys."""
+    heads, n = v.shape[2:]
+    codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
+        v, recipe.format, heads, recipe.granularity == PER_TOKEN, None, 1.0, n**-0.5,
+        None if signs is None else signs.to(v.dtype), False, [],
+    )  # fmt: skip
+    return Operand(codes, scales)
 
 
 def _prepare_one(
@@ -151,7 +166,13 @@ def _prepare_one(
         values = rotate(values.float(), signs, recipe.explicit)
     if recipe.format is None or not quantize:
         return Operand(values.to(x.dtype), None)
-    return quantize_heads(values.float(), recipe.format, recipe.granularity, kv_heads, packing)
+    return quantize_heads(values.contiguous(), recipe.format, recipe.granularity, kv_heads, packing)
+
+
+@functools.lru_cache(16)
+def _matrix(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept: it comes from the host, which a CUDA graph cannot record.
+    return hadamard_matrix(n, dtype=dtype, device=device)
 
 
 def rotate(x: Tensor, signs: Tensor | None, explicit: bool = False) -> Tensor:
@@ -159,7 +180,7 @@ def rotate(x: Tensor, signs: Tensor | None, explicit: bool = False) -> Tensor:
     if not explicit:
         return hadamard_transform(x, signs=signs)
     n = x.shape[-1]
-    matrix = hadamard_matrix(n, dtype=x.dtype, device=x.device)
+    matrix = _matrix(n, x.dtype, x.device)
     if signs is not None:
         x = x * signs.to(x.dtype)
     rotated: Tensor = x @ matrix.T * n**-0.5
@@ -172,52 +193,54 @@ def rotate_back(x: Tensor, signs: Tensor | None, explicit: bool = False) -> Tens
         return hadamard_transform(x, signs=None if signs is None else signs.to(x.dtype), inverse=True)
     n = x.shape[-1]
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    y: Tensor = x.to(work) @ hadamard_matrix(n, dtype=work, device=x.device) * n**-0.5
+    y: Tensor = x.to(work) @ _matrix(n, work, x.device) * n**-0.5
     return (y if signs is None else y * signs).to(x.dtype)
 
 
 def quantize_heads(
     values: Tensor, format: str, granularity: str, kv_heads: int, packing: Packing | None = None
 ) -> Operand:
-    """Codes and scales of ``(batch, tokens, heads, head_dim)`` in fp32.
+    """Codes and scales of ``(batch, tokens, heads, head_dim)``, 16-bit or fp32, of which there is one at least.
 
     A scale is ``max(amax * fp32(1 / maximum), 2^-126)``, a code the rounded product with its reciprocal. A group that
     holds NaN or infinity has the scale NaN.
     """
     found = BY_NAME[format]
     encoding = found.encoding
-    batch, tokens, heads, _ = values.shape
-    largest = values.abs().amax(-1)
+    batch, tokens, heads, n = values.shape
+    # The magnitudes of 16-bit values are compared as they are, in one pass over memory.
     if granularity == PER_TENSOR:
-        shared = largest.amax() if largest.numel() else largest.new_zeros(())
+        shared = _largest(values, (0, 1, 2, 3))
     elif granularity == PER_HEAD:
-        by_head = largest.view(batch, tokens, kv_heads, heads // kv_heads).amax(-1)
-        shared = _largest_of_sequences(by_head, packing)
+        by_head = values.view(batch, tokens, kv_heads, heads // kv_heads * n)
+        if packing is None:
+            shared = _largest(by_head, (1, 3))
+        else:
+            of_tokens = _largest(by_head[0], (2,))
+            shared = _largest_of_groups(of_tokens, packing.sequence, packing.offsets.shape[0] - 1)
     elif granularity == PER_BLOCK:
-        shared = _largest_of_blocks(largest, packing)
+        shared = _largest_of_blocks(_largest(values, (3,)), packing)
     else:
-        shared = largest
+        shared = _largest(values, (3,))
     scales = (shared * Quantizer(found, 0).amax_factor).clamp_(min=SMALLEST_SCALE)
     scales.masked_fill_(~shared.isfinite(), torch.nan)
     operand = Operand(values, scales)
     if packing is not None and granularity == PER_HEAD:
         factor = scales.reciprocal()[packing.sequence].repeat_interleave(heads // kv_heads, 1)[None]
     else:
-        of_tokens = operand.scale_of_tokens()
-        assert of_tokens is not None
-        factor = of_tokens.reciprocal()
-    scaled = values * (factor.unsqueeze(-1) if factor.dim() else factor)
+        broadcast = operand.scale_of_tokens()
+        assert broadcast is not None
+        factor = broadcast.reciprocal()
+    scaled = values * (factor.unsqueeze(-1) if factor.dim() else factor.view(1))  # in fp32, whatever the values are
     if encoding.is_integer:
         return Operand(rounding.to_integer(scaled.nan_to_num_(nan=0.0), encoding), scales)
     return Operand(rounding.to_float8(scaled, encoding), scales)
 
 
-def _largest_of_sequences(largest: Tensor, packing: Packing | None) -> Tensor:
-    """``(batch, tokens, heads)`` to ``(sequences, heads)``; 0 where there is no token."""
-    batch, tokens, heads = largest.shape
-    if packing is None:
-        return largest.amax(1) if tokens else largest.new_zeros((batch, heads))
-    return _largest_of_groups(largest[0], packing.sequence, packing.offsets.shape[0] - 1)
+def _largest(values: Tensor, dimensions: tuple[int, ...]) -> Tensor:
+    """The largest magnitude over some dimensions, in fp32; NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(values, float("inf"), dimensions)
+    return largest.float()
 
 
 def _largest_of_groups(largest: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -75,8 +76,7 @@ class AttentionRecipe:
         """The random signs of a head, fp32, the same on every device; None without a seed."""
         if self.sign_seed is None:
             return None
-        generator = torch.Generator().manual_seed(self.sign_seed)
-        return (1.0 - 2.0 * torch.randint(0, 2, (head_dim,), generator=generator)).to(device)
+        return _signs(self.sign_seed, head_dim, device)
 
     def __repr__(self) -> str:
         return f"AttentionRecipe({self})"
@@ -93,6 +93,13 @@ class AttentionRecipe:
         if self.sign_seed is not None:
             words.append(f"random signs of seed {self.sign_seed}")
         return ", ".join(words)
+
+
+@functools.lru_cache(32)
+def _signs(seed: int, head_dim: int, device: torch.device) -> Tensor:
+    # Kept: they come from the host, which a CUDA graph cannot record.
+    generator = torch.Generator().manual_seed(seed)
+    return (1.0 - 2.0 * torch.randint(0, 2, (head_dim,), generator=generator)).to(device)
 
 
 #: The recipes with names, for :func:`hadacore.attention.quantized_attention`, transformers and the evaluation.

@@ -19,20 +19,23 @@ def tensor_copy(x: Tensor, y: Tensor) -> None:
     y.copy_(x)
 
 
-def _vector_copy(elements: int, element_size: int, units: int, device_index: int) -> Operation:
-    """The project's copy kernel for tensors of this size. The device must be the current one."""
+def _vector_copy(read_bytes: int, device_index: int, *, units: int = 0, reads: int = 0) -> Operation:
+    """The project's copy kernel: ``units`` vectors a thread, or one written for ``reads`` that are read. The device must be
+    the current one."""
     from hadacore.backends.cuda.launch import PreparedLaunch, launch_prepared
     from hadacore.backends.cuda.load import load_kernel
     from hadacore.backends.cuda.requirements import cuda_core
     from hadacore.kernels.architectures import architecture_of
-    from hadacore.kernels.source import COPY_ENTRY_POINT, copy_source
+    from hadacore.kernels.source import COPY_ENTRY_POINT, NARROWER_COPY_ENTRY_POINT, copy_source
 
     core = cuda_core()
     core.Device(device_index).set_current()
     architecture = architecture_of(torch.cuda.get_device_capability(device_index)).name
-    kernel = load_kernel(copy_source(), (("UNITS", str(units)),), architecture, COPY_ENTRY_POINT, 0, device_index)
-    vectors = elements * element_size // _VECTOR_BYTES
-    shape = core.LaunchConfig(grid=-(-vectors // (_THREADS * units)), block=_THREADS)
+    constant = ("UNITS", str(units)) if units else ("READS", str(reads))
+    entry = COPY_ENTRY_POINT if units else NARROWER_COPY_ENTRY_POINT
+    kernel = load_kernel(copy_source(), (constant,), architecture, entry, 0, device_index)
+    vectors = read_bytes // _VECTOR_BYTES
+    shape = core.LaunchConfig(grid=-(-vectors // (_THREADS * (units or reads))), block=_THREADS)
     prepared = PreparedLaunch(kernel, shape)
 
     def copy(x: Tensor, y: Tensor) -> None:
@@ -50,9 +53,18 @@ def copy_operations(workload: Workload) -> dict[str, Operation]:
         with torch.cuda.device(x.device):
             for units in _UNITS:
                 operations[f"copy_vectors x{units}"] = _vector_copy(
-                    workload.elements, workload.element_size, units, x.get_device()
+                    workload.elements * workload.element_size, x.get_device(), units=units
                 )
     return operations
+
+
+def time_narrower_copy(workload: Workload, reads: int) -> float:
+    """Microseconds of a kernel that reads a workload's inputs and writes one vector for each ``reads`` vectors: the bytes
+    of a quantizer. Its outputs are the first bytes of the workload's."""
+    device_index = workload.pairs[0][0].get_device()
+    with torch.cuda.device(device_index):
+        copy = _vector_copy(workload.elements * workload.element_size, device_index, reads=reads)
+    return time_operation(copy, workload)
 
 
 def time_copy(workload: Workload) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""``hadacore info``: versions, GPUs, backends with reasons, the kernel cache, peers."""
+"""``hadacore info``: versions, GPUs, backends and attention engines with reasons, the kernel cache, peers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hadacore.attention import engines
 from hadacore.backends import Support, cpu, cuda
 from hadacore.backends.cuda.cache import cache_folder, refusal
 from hadacore.benchmarking import provenance
@@ -58,6 +59,10 @@ def backends() -> dict[str, Support]:
     return {"cuda": cuda.support(), "cpu": cpu.support()}
 
 
+def _reasons(found: dict[str, Support]) -> list[tuple[str, str]]:
+    return [(name, ("available: " if s else "unavailable: ") + s.reason) for name, s in found.items()]
+
+
 def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     """Everything, as titled lists of name and value."""
     found, missing = find_peers("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,10 +71,8 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     return [
         ("versions", [(name, value or "not found") for name, value in provenance.versions().items()]),
         ("devices", devices),
-        (
-            "backends",
-            [(name, ("available: " if s else "unavailable: ") + s.reason) for name, s in backends().items()],
-        ),
+        ("backends", _reasons(backends())),
+        ("attention engines", _reasons(engines())),
         ("kernel cache", [("folder", str(cache_state()))]),
         ("peers for bench", [(p.name, "installed") for p in found] + list(missing.items())),
     ]

@@ -7,6 +7,8 @@
 //   in:  value[COUNT], the fp32 results of COUNT consecutive elements of one row
 //   out: word[COUNT * output bytes / 4], packed
 
+constexpr int kStoredBits = 8 * kOutputBytes;  // of an element
+
 template <int COUNT, int PACKED_WORDS>
 __device__ __forceinline__ void scale_and_round(u32 (&word)[COUNT * kOutputBytes / 4], const float (&value)[COUNT],
                                                 float scale, const SignBits<PACKED_WORDS>& signs, int first_word) {

@@ -15,11 +15,18 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
+from hadacore.kernels.fusion import Fusion
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
 
 #: Column bits that the registers of one warp hold.
 MAXIMUM_LOG2_COLUMNS = 8
+
+#: Blocks of a cluster that every GPU with clusters takes.
+MAXIMUM_CLUSTER = 8
+
+# Of a block that holds a row alone: with 128 accumulators a thread, all the registers there are.
+_MOST_WARPS = 14
 
 _FLOAT32 = 2  # ELEMENT
 
@@ -47,6 +54,7 @@ class BaseConfiguration:
         programmatic: As in ``KernelConfiguration``.
         signs: As in ``KernelConfiguration``.
         strided: Rows lie at two-level strides rather than one after the other.
+        fusion: As in ``KernelConfiguration``.
     """
 
     element_code: int
@@ -65,9 +73,10 @@ class BaseConfiguration:
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
     strided: bool = False
+    fusion: Fusion | None = None
 
     kernel: str = field(default="base_rows", init=False, repr=False, compare=False)
-    cluster: int = field(default=1, init=False, repr=False, compare=False)
+    cluster: int = field(default=1, init=False, repr=False, compare=False)  # of the blocks that share a row's scale
     threads: int = field(init=False, repr=False, compare=False)
     shared_bytes: int = field(init=False, repr=False, compare=False)
 
@@ -89,7 +98,28 @@ class BaseConfiguration:
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
         columns = 64 * 64 * 2 if self.wgmma and self.log2_size >= self.log2_group else 0
-        object.__setattr__(self, "shared_bytes", self.stages * stage + columns)
+        shared = self.stages * stage + columns
+        if self.fusion is not None:
+            shared = self._with_fusion(self.fusion, shared)
+        object.__setattr__(self, "shared_bytes", shared)
+
+    def _with_fusion(self, fusion: Fusion, shared: int) -> int:
+        """Check that the quantizer's blocks fit, and return the bytes of shared memory with it."""
+        run = (4 if self.element_code == _FLOAT32 else 8) // (
+            2 if self.wgmma and self.log2_size < self.log2_group else 1
+        )
+        if 1 << self.log2_size < (4 if self.element_code == _FLOAT32 else 8):
+            raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
+        if not fusion.is_row(self.size):
+            most = 1 << (self.log2_size + 4)  # the columns of 16 rows of the panel
+            if fusion.block and (fusion.block & (fusion.block - 1) or not run <= fusion.block <= most):
+                raise ValueError(f"a block must be a row or the elements that a warp holds side by side: {self}")
+            return shared
+        if self.splits > 1:
+            if self.splits > MAXIMUM_CLUSTER or self.units > 1 or self.unit_rows > 4:
+                raise ValueError(f"the blocks that share a row must form a cluster: {self}")
+            object.__setattr__(self, "cluster", self.splits)
+        return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster)
 
     @property
     def size(self) -> int:
@@ -122,12 +152,12 @@ class BaseConfiguration:
         return self.splits == 1 and (self.stages > 0 or self.order_warps == 1)
 
     def grid(self, rows: int, multiprocessors: int) -> int:
-        """Blocks to launch for ``rows`` rows."""
+        """Blocks (clusters, where they are some blocks) to launch for ``rows`` rows."""
         units = -(-rows // self.unit_rows)
         blocks = -(-units // self.units)
         if self.stages == 2:
             blocks = min(blocks, multiprocessors * self.minimum_blocks)
-        return blocks * self.splits
+        return blocks * self.splits // self.cluster
 
     def with_options(self, signs: int, strided: bool) -> BaseConfiguration:
         """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""
@@ -140,6 +170,8 @@ class BaseConfiguration:
         if self.programmatic and not architecture.has_programmatic_launch:
             return False
         if self.wgmma and not architecture.has_wgmma:
+            return False
+        if self.cluster > 1 and not architecture.has_clusters:
             return False
         return self.shared_bytes <= architecture.shared_memory_per_block
 
@@ -157,6 +189,7 @@ class BaseConfiguration:
             "UNITS": self.units,
             "STAGES": self.stages,
             "SPLITS": self.splits,
+            "CLUSTER": self.cluster,
             "MIN_BLOCKS": self.minimum_blocks,
             "WGMMA": int(self.wgmma),
             "BASE": self.base,
@@ -270,11 +303,30 @@ def _fewer_rows(c: BaseConfiguration) -> tuple[BaseConfiguration, ...]:
     return tuple(spread)
 
 
+def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architecture) -> BaseConfiguration | None:
+    """The configuration with a quantizer, if need be with all of a row in one block; None if there is no such kernel."""
+    warps = -(-c.order_tiles // c.tiles)
+    if c.wgmma:
+        warps = -(-warps // 4) * 4
+    alone = ({"splits": 1, "order_warps": warps, "units": 1},) if c.splits > 1 and warps <= _MOST_WARPS else ()
+    for changes in ({}, *alone):
+        try:
+            found = replace(c, fusion=fusion, **changes)
+        except ValueError:
+            continue
+        if found.runs_on(architecture):
+            return found
+    return None
+
+
 def base_candidates(
     element_code: int, order: int, log2_columns: int, architecture: Architecture, *, base: int = BASE_SIGNS,
-    transposed: bool = False,
+    transposed: bool = False, fusion: Fusion | None = None,
 ) -> tuple[BaseConfiguration, ...]:  # fmt: skip
-    """The configurations of a size ``order * 2^log2_columns``, fewest rows first; all give the same bits."""
+    """The configurations of a size ``order * 2^log2_columns``, fewest rows first; all give the same bits.
+
+    With a quantizer there may be none.
+    """
     merged = merged_columns(order, log2_columns, element_code, base)
     tiles = -(-(order << merged) // 16)
     plain = BaseConfiguration(
@@ -297,19 +349,33 @@ def base_candidates(
             c = replace(c, stages=c.stages - 1, wgmma=c.wgmma and c.stages > 1)
         found.append(c)
     # Products of another kind would give other bits.
-    return tuple(c for c in found if c.wgmma == found[-1].wgmma)
+    found = [c for c in found if c.wgmma == found[-1].wgmma]
+    if fusion is not None:
+        with_fusion = (_with_quantizer(c, fusion, architecture) for c in found)
+        found = list(dict.fromkeys(c for c in with_fusion if c is not None))
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=4096)
 def choose_base(
     element_code: int, order: int, log2_columns: int, rows: int, capability: Capability, multiprocessors: int,
     signs: int = NO_SIGNS, strided: bool = False, *, base: int = BASE_SIGNS, transposed: bool = False,
+    fusion: Fusion | None = None,
 ) -> BaseConfiguration:  # fmt: skip
     """The configuration for ``rows`` rows of size ``order * 2^log2_columns`` on a GPU.
 
     Spread over more blocks as long as they find room at once.
+
+    Raises:
+        LookupError: No configuration takes that size and quantizer.
     """
     architecture = architecture_of(capability)
-    found = base_candidates(element_code, order, log2_columns, architecture, base=base, transposed=transposed)
-    chosen = next((c for c in found[:-1] if c.grid(rows, multiprocessors) <= 1.5 * multiprocessors), found[-1])
+    found = base_candidates(
+        element_code, order, log2_columns, architecture, base=base, transposed=transposed, fusion=fusion
+    )
+    if not found:
+        raise LookupError(f"no configuration of {order} * 2^{log2_columns} with this quantizer for {architecture.name}")
+    chosen = next(
+        (c for c in found[:-1] if c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors), found[-1]
+    )
     return chosen.with_options(signs, strided)

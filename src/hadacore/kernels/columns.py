@@ -43,6 +43,7 @@ class ColumnsConfiguration:
     kernel: ClassVar[str] = "columns"
     cluster: ClassVar[int] = 1
     strided: ClassVar[bool] = False
+    fusion: ClassVar[None] = None
 
     log2_points: int
     lower_bits: int

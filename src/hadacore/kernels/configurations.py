@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
+from hadacore.kernels.fusion import Fusion
 
 MAXIMUM_LOG2_ROW = 15  # of one kernel; larger transforms take several passes (passes.py)
 TILE_LOG2 = 8  # a warp's tile is 256 elements
@@ -52,6 +53,7 @@ class KernelConfiguration:
         strided: Rows lie at two-level strides rather than one after the other.
         output_code: ``exchange_rows`` only: ``OUTPUT`` of the CUDA text, the type of the results, where it is not the
             element's.
+        fusion: The quantizer that takes the results, or None.
     """
 
     kernel: str
@@ -68,6 +70,7 @@ class KernelConfiguration:
     signs: int = NO_SIGNS
     strided: bool = False
     output_code: int | None = None
+    fusion: Fusion | None = None
 
     # Derived values are stored, because a launch reads them and must not recompute them.
     threads: int = field(init=False, repr=False, compare=False)
@@ -91,12 +94,24 @@ class KernelConfiguration:
                 shared += size * element_bytes + 8 * self.warps  # with an mbarrier for each warp
             if self.cluster > 1:
                 shared += 8  # the mbarrier of the exchange
+            if self.fusion is not None:
+                if self.passes > 1:
+                    raise ValueError(f"a quantizer needs a thread's share of the row at once: {self}")
+                shared = self.fusion.shared_end(shared, self.warps, 1, self.cluster)
         elif self.log2_tiles != max(0, self.log2_size - TILE_LOG2):
             raise ValueError(f"a warp must hold the whole row: {self}")
         elif self.output != self.element_code:
             raise ValueError(f"warp_rows stores what it loads, elements of one type: {self}")
         object.__setattr__(self, "threads", 32 * self.warps)
         object.__setattr__(self, "shared_bytes", shared)
+        if self.fusion is not None:
+            self._check_fusion(self.fusion)
+
+    def _check_fusion(self, fusion: Fusion) -> None:
+        whole = 256 if self.kernel == "warp_rows" else self.size  # a warp's access may hold several rows
+        in_lanes = self.group <= fusion.block <= 32 * self.group and fusion.block & (fusion.block - 1) == 0
+        if fusion.block and not in_lanes and fusion.block != max(whole, self.size):
+            raise ValueError(f"a block must be a row or the elements that some of a warp's lanes hold: {self}")
 
     @property
     def size(self) -> int:
@@ -112,6 +127,14 @@ class KernelConfiguration:
     def tiles(self) -> int:
         """Tiles of 256 elements a warp holds of one row."""
         return 1 << self.log2_tiles
+
+    @property
+    def group(self) -> int:
+        """Consecutive elements that a thread stores at a time."""
+        vector = 4 if self.element_code == 2 or self.output == 2 else 8
+        if self.kernel == "warp_rows":
+            return vector
+        return min(vector, 8 * self.tiles // (self.passes * self.warps * self.cluster))
 
     def units_of(self, rows: int) -> int:
         """Rows, or for packed rows tiles of 256 elements, that a launch works on."""
@@ -263,11 +286,30 @@ TABLE: dict[tuple[int, int], tuple[Candidate, ...]] = {
 }
 
 
-def candidates(element_code: int, log2_size: int, architecture: Architecture) -> tuple[Candidate, ...]:
-    """The candidates of a size that run on a GPU of this architecture, few rows first."""
+#: Where no candidate of the table takes a quantizer: a whole row in the exchange buffer, and nothing beside it.
+_QUANTIZING: dict[int, Candidate] = {15: _exchange(15, 3, 16, 1)}
+
+
+def _with_fusion(configuration: KernelConfiguration, fusion: Fusion | None) -> KernelConfiguration | None:
+    try:
+        return configuration if fusion is None else replace(configuration, fusion=fusion)
+    except ValueError:
+        return None  # it holds a row in a way that the quantizer's blocks do not fit
+
+
+@functools.lru_cache(maxsize=4096)
+def candidates(
+    element_code: int, log2_size: int, architecture: Architecture, fusion: Fusion | None = None
+) -> tuple[Candidate, ...]:
+    """The candidates of a size that run on a GPU of this architecture and take the quantizer, few rows first."""
     found = []
-    for candidate in TABLE[4 if element_code == 2 else 2, log2_size]:
-        configuration = replace(candidate.configuration, element_code=element_code)
+    listed = TABLE[4 if element_code == 2 else 2, log2_size]
+    if fusion is not None and log2_size in _QUANTIZING:
+        listed = (*listed, _QUANTIZING[log2_size])
+    for candidate in listed:
+        configuration = _with_fusion(replace(candidate.configuration, element_code=element_code), fusion)
+        if configuration is None:
+            continue
         if not architecture.has_programmatic_launch:
             configuration = replace(configuration, programmatic=ALONE)
         if configuration.runs_on(architecture):
@@ -280,7 +322,7 @@ def candidates(element_code: int, log2_size: int, architecture: Architecture) ->
 @functools.lru_cache(maxsize=4096)
 def choose(
     element_code: int, log2_size: int, rows: int, capability: Capability, multiprocessors: int, signs: int = NO_SIGNS,
-    strided: bool = False,
+    strided: bool = False, fusion: Fusion | None = None,
 ) -> KernelConfiguration:  # fmt: skip
     """The configuration for ``rows`` rows on a GPU.
 
@@ -292,8 +334,12 @@ def choose(
         multiprocessors: Multiprocessors of the GPU.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER``.
         strided: Rows lie at two-level strides.
+        fusion: The quantizer, or None.
+
+    Raises:
+        LookupError: No configuration takes that size and quantizer.
     """
-    for candidate in candidates(element_code, log2_size, architecture_of(capability)):
+    for candidate in candidates(element_code, log2_size, architecture_of(capability), fusion):
         if rows << log2_size <= candidate.up_to_elements_per_multiprocessor * multiprocessors:
             return candidate.configuration.with_options(signs, strided)
     raise LookupError(f"no configuration of size 2^{log2_size} for compute capability {capability}")

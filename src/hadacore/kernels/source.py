@@ -18,6 +18,7 @@ Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
+NARROWER_COPY_ENTRY_POINT = "copy_narrower"
 
 # In the order in which the compiler reads them, then those of the kernel.
 _PARTS: tuple[tuple[str, str], ...] = (
@@ -26,13 +27,30 @@ _PARTS: tuple[tuple[str, str], ...] = (
     ("hadacore.kernels.cuda", "signs.cuh"),
     ("hadacore.kernels.cuda", "programmatic.cuh"),
     ("hadacore.kernels.cuda", "butterflies.cuh"),
-    ("hadacore.epilogues", "scale_and_round.cuh"),
 )
+_PLAIN_EPILOGUE = ("scale_and_round.cuh",)
+_QUANTIZING_EPILOGUE = ("codes.cuh", "block_scales.cuh", "quantize.cuh")
 _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": ("rows.cuh", "tile.cuh", "warp_rows.cu"),
     "exchange_rows": ("rows.cuh", "tile.cuh", "staging.cuh", "exchange.cuh", "exchange_rows.cu"),
-    "base_rows": ("rows.cuh", "tile.cuh", "base.cuh", "panel.cuh", "base_rows.cu"),
+    "base_rows": (
+        "rows.cuh",
+        "tile.cuh",
+        "base.cuh",
+        "panel.cuh",
+        "base_products.cuh",
+        "base_columns.cuh",
+        "base_store.cuh",
+        "base_rows.cu",
+    ),
     "columns": ("columns.cu",),
+}
+
+# Those before the kernel itself that a quantizing epilogue needs.
+_QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
+    "warp_rows": (),
+    "exchange_rows": ("row_maximum.cuh",),
+    "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
 }
 
 
@@ -48,15 +66,19 @@ def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
     base = None
     if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
         base = (configuration.size, configuration.log2_merge, configuration.transposed)
-    return _text(configuration.kernel, base, ptx)
+    return _text(configuration.kernel, base, configuration.fusion is not None, ptx)
 
 
 @functools.lru_cache(maxsize=64)
-def _text(kernel: str, base: tuple[int, int, bool] | None, ptx: bool) -> str:
+def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, ptx: bool) -> str:
     parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
+    parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
     if base is not None:
         parts.append(base_signs_text(dense_base(*base)))
-    parts += [_read("hadacore.kernels.cuda", name) for name in _KERNEL_PARTS[kernel]]
+    names = list(_KERNEL_PARTS[kernel])
+    if quantizes:
+        names[-1:-1] = _QUANTIZING_PARTS[kernel]
+    parts += [_read("hadacore.kernels.cuda", name) for name in names]
     return "\n".join(parts)
 
 
@@ -68,11 +90,17 @@ def copy_source() -> str:
 
 def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     """The ``-D`` constants of a configuration."""
-    c = configuration
+    values = _constants(configuration)
+    if configuration.fusion is not None:
+        values |= configuration.fusion.constants()
+    return tuple((name, str(value)) for name, value in values.items())
+
+
+def _constants(c: Configuration) -> dict[str, int]:
     if isinstance(c, BaseConfiguration):
-        return tuple((name, str(value)) for name, value in c.constants().items())
+        return c.constants()
     if isinstance(c, ColumnsConfiguration):
-        values = {
+        return {
             "ELEMENT": c.element_code,
             "OUTPUT": c.output_code,
             "LOG2_POINTS": c.log2_points,
@@ -83,7 +111,6 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
             "PROGRAMMATIC": c.programmatic,
             "SIGNS": c.signs,
         }
-        return tuple((name, str(value)) for name, value in values.items())
     values = {
         "ELEMENT": c.element_code,
         "OUTPUT": c.output,
@@ -99,4 +126,4 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
         values["UNITS"] = c.units
     else:
         values |= {"CLUSTER": c.cluster, "PASSES": c.passes, "PREFETCH": int(c.prefetch)}
-    return tuple((name, str(value)) for name, value in values.items())
+    return values

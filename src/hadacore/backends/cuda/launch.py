@@ -25,6 +25,7 @@ from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
+from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
 from hadacore.matrices import factor
 
@@ -91,6 +92,7 @@ class Request:
     strided: bool
     base_order: int  # of the caller's base, or 0
     base_dtype: torch.dtype | None
+    fusion: Fusion | None = None
 
 
 def cuda_code(dtype: torch.dtype) -> int:
@@ -111,6 +113,7 @@ def choose_for_device(request: Request) -> Configuration:
     Raises:
         TypeError: The CUDA kernels do not take the dtype.
         ValueError: The GPU is older than sm_80, or the base is too large for the kernel.
+        LookupError: No kernel does what is asked besides the transform.
     """
     r = request
     code = cuda_code(r.dtype)
@@ -119,7 +122,7 @@ def choose_for_device(request: Request) -> Configuration:
     processors = properties.multi_processor_count
     rows = r.elements // r.size
     if r.base_order == 0 and r.size & (r.size - 1) == 0:
-        return choose(code, r.size.bit_length() - 1, rows, capability, processors, r.signs, r.strided)
+        return choose(code, r.size.bit_length() - 1, rows, capability, processors, r.signs, r.strided, r.fusion)
     order, transposed = r.base_order, False
     if order == 0:
         found = factor(r.size)
@@ -127,8 +130,9 @@ def choose_for_device(request: Request) -> Configuration:
     base = base_source(code, None if r.base_dtype is None else r.base_dtype == torch.float32)
     log2_columns = (r.size // order).bit_length() - 1
     return choose_base(
-        code, order, log2_columns, rows, capability, processors, r.signs, r.strided, base=base, transposed=transposed
-    )
+        code, order, log2_columns, rows, capability, processors, r.signs, r.strided, base=base, transposed=transposed,
+        fusion=r.fusion,
+    )  # fmt: skip
 
 
 def prepare(configuration: Configuration, rows: int, device_index: int) -> PreparedLaunch:
@@ -209,12 +213,21 @@ def vectors_fit(x: Tensor, out: Tensor, size: int, strides: RowStrides) -> bool:
     return all(start * item % VECTOR_BYTES == 0 for start in starts)
 
 
+def find_prepared(request: Request) -> PreparedLaunch:
+    """The launch for a problem, prepared once. The device must be the current one."""
+    return _prepared.get(_key_of(request)) or _prepare_for(request)
+
+
+def _key_of(request: Request) -> tuple[Any, ...]:
+    return tuple(vars(request).values())
+
+
 def _prepare_for(request: Request) -> PreparedLaunch:
     """Choose and prepare the launch for a problem, and keep it."""
     if len(_prepared) >= _PREPARED_LIMIT:
         _prepared.clear()
     prepared = prepare(choose_for_device(request), request.elements // request.size, request.device_index)
-    _prepared[tuple(vars(request).values())] = prepared
+    _prepared[_key_of(request)] = prepared
     return prepared
 
 
@@ -232,7 +245,7 @@ def _launch(
     signs_are = NO_SIGNS if signs is None else signs_placement(True, inverse)
     elements = x.numel()
     order, base_dtype = (0, None) if base is None else (base.shape[0], base.dtype)
-    key = (x.dtype, size, elements, device_index, signs_are, inverse, strides is not None, order, base_dtype)
+    key = (x.dtype, size, elements, device_index, signs_are, inverse, strides is not None, order, base_dtype, None)
     prepared = _prepared.get(key) or _prepare_for(Request(*key))
     if not prepared.works_in_place and x.data_ptr() == out.data_ptr():
         x = _copy_of(x)

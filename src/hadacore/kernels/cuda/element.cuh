@@ -8,6 +8,11 @@
 //
 // so that every load and store of a warp is one contiguous run of 512 bytes.
 
+#ifndef ENCODING  // of a quantizing epilogue (codes.cuh)
+#define ENCODING 0
+#define QUANTIZE_PARAMETERS
+#endif
+
 enum Element { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
 
 constexpr bool kSixteenBit = ELEMENT != FLOAT32;

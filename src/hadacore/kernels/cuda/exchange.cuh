@@ -24,6 +24,13 @@ static_assert(kRangeTiles * CLUSTER == kPassTiles, "every block must finish whol
 // blocks write (st.async), so that no fence waits for them to arrive there.
 constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
 
+// For row_maximum.cuh.
+#define MAXIMA_WARPS WARPS
+#define MAXIMA_ROWS 1
+#define MAXIMA_SLOTS 1
+#define MAXIMA_BLOCKS CLUSTER
+constexpr u32 kEndOfOtherShared = kFullBarrier + (CLUSTER > 1 ? 8 : 0);
+
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
 constexpr int kShare = 8 * kPassTiles / kParts;
 constexpr int kGroup = kShare < kOutputVectorElements ? kShare : kOutputVectorElements;

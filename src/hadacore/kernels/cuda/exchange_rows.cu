@@ -58,6 +58,59 @@ __device__ __forceinline__ void load_all_signs_after(SignsAfter& sign_bits, cons
   }
 }
 
+#if ENCODING
+// The exchange of a row that is quantized. All values of a thread stay in registers until the scale of their block is known.
+constexpr int kGroups = kSlots * kParts;  // of a thread
+constexpr int kBlockLanes = QUANTIZED_BLOCK / kGroup;
+constexpr bool kBlockIsRow = QUANTIZED_BLOCK == kSize;
+static_assert(PASSES == 1, "a thread must hold its whole share of the row");
+static_assert(kBlockIsRow || kBlockLanes <= 32, "a block must be the row, or lie within a warp");
+
+__device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
+                                                      const u32 (&read_at)[kQuadsOfGroup], const Quantizer& q, char* codes, u32 row, float scale,
+                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group, RowMaxima& maxima) {
+  write_part<0>(write_at, shared, block, value);
+  let_next_kernel_start(BEFORE_EXCHANGE);
+  wait_until_full(shared);
+  float y[kGroups][kGroup];
+  u32 magnitude[kGroups], largest = 0;
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    float(&gathered)[kParts][kGroup] = reinterpret_cast<float(&)[kParts][kGroup]>(y[slot * kParts]);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) read_group(gathered[part], slot * kSlotBytes + part * kRangeBytes, read_at);
+    outer_butterflies(gathered);
+    if (SIGNS == SIGNS_AFTER && !PREFETCH) {
+      sign_bits.clear();
+      load_signs_after(sign_bits, signs_of_row, first_group, 0, slot);
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int i = slot * kParts + part;
+      magnitude[i] = scale_and_measure(y[i], scale, sign_bits, first_sign_word(0, slot) + part * kGroupWords);
+      largest = max_u32(largest, magnitude[i]);
+    }
+  }
+  BlockScale s;
+  if (SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(0);
+  else if (kBlockIsRow) {
+    maxima.publish({largest}, 0, threadIdx.x / 32);
+    maxima.meet();
+    s = q.scale_of(maxima.largest(0, 0));
+  }
+  if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE && threadIdx.x == 0 && block == 0) q.store_scale(row, s);
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int element = group_element(0, first_group + i / kParts * kThreads, i % kParts);
+    const u64 index = (u64)row * kSize + element;
+    if (!kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) {
+      s = q.scale_of(largest_of_lanes<kBlockIsRow ? 1 : kBlockLanes>(magnitude[i]));
+      if (threadIdx.x % (kBlockLanes > 0 ? kBlockLanes : 1) == 0) q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
+    }
+    encode_and_store(codes + stored_bytes(index), y[i], s, q, index);
+  }
+}
+#else
 // One pass of the exchange: write this warp's part, read a share of every part, finish, store.
 template <int PASS>
 __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
@@ -84,6 +137,7 @@ __device__ __forceinline__ void exchange_pass(const float (&value)[kTiles][8], c
     }
   }
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
@@ -110,9 +164,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 
   Staging staging;
   staging.init(shared + kExchangeBytes, warp, lane);
+#if ENCODING
+  RowMaxima maxima;
+  if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) maxima.init(shared, block);
+#endif
   init_exchange(shared);
 
   begin_memory_accesses();
+#if ENCODING
+  QUANTIZER_OF_PARAMETERS(quantizer)
+#endif
 
   u32 row = blockIdx.x / CLUSTER;  // 2^32 rows of these sizes are beyond any memory
   const auto source_of = [&](i64 r) { return problem.x + row_start(problem, r, problem.x_outer, problem.x_inner) * kElementBytes + warp_bytes; };
@@ -144,11 +205,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     float value[kTiles][8];
     transform_tiles(value, packed, h, lane);
 
-    char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
-                   first_group * (kGroup * kOutputBytes);
     wait_for_cluster();
     if (PREFETCH && kMeetBeforeWrite) bar_sync();
+#if ENCODING
+    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group, maxima);
+#else
+    char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
+                   first_group * (kGroup * kOutputBytes);
     exchange_pass<0>(value, write_at, shared, block, read_at, target, (float)scale, signs_after, signs_of_row, first_group);
+#endif
 #if PASSES > 1
     bar_sync();  // the buffer may be written again once all have read
     exchange_pass<1>(value, write_at, shared, block, read_at, target, (float)scale, signs_after, signs_of_row, first_group);

@@ -52,6 +52,10 @@ __device__ __forceinline__ void st_global_u16(void* address, u32 v) {
   asm volatile("st.global.u16 [%0], %1;" :: "l"(address), "h"((u16)v) : "memory");
 }
 
+__device__ __forceinline__ void st_global_u8(void* address, u32 v) {
+  asm volatile("st.global.u8 [%0], %1;" :: "l"(address), "r"(v) : "memory");
+}
+
 extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];  // as wgmma's swizzle wants it
 
 // cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.
@@ -84,6 +88,16 @@ __device__ __forceinline__ void st_shared_v2_f32(u32 address, float a, float b) 
 
 __device__ __forceinline__ void st_shared_f32(u32 address, float v) {
   asm volatile("st.shared.f32 [%0], %1;" :: "r"(address), "f"(v) : "memory");
+}
+
+__device__ __forceinline__ void st_shared_u32(u32 address, u32 v) {
+  asm volatile("st.shared.u32 [%0], %1;" :: "r"(address), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ u32 ld_shared_u32(u32 address) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
 }
 
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
@@ -233,6 +247,69 @@ __device__ __forceinline__ u32 prmt_b32(u32 first, u32 second, u32 selector) {
   return bytes;
 }
 
+#if __CUDA_ARCH__ >= 890
+// cvt.rn.satfinite.e4m3x2.f32: `low` goes to bits 0..7, `high` to bits 8..15; NaN is 0x7f, the rest saturates to 448.
+__device__ __forceinline__ u32 cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+  u16 packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ u32 cvt_rn_satfinite_e5m2x2_f32(float high, float low) {
+  u16 packed;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+#endif
+
+// ---- arithmetic -----------------------------------------------------------------------------------
+
+// mul.rn.f32 and add.rn.f32: each rounds by itself; without .rn the compiler may make one fma of both.
+__device__ __forceinline__ float mul_rn_f32(float a, float b) {
+  float product;
+  asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
+  return product;
+}
+
+__device__ __forceinline__ float add_rn_f32(float a, float b) {
+  float sum;
+  asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
+  return sum;
+}
+
+// rcp.rn.f32: the correctly rounded reciprocal.
+__device__ __forceinline__ float rcp_rn_f32(float v) {
+  float reciprocal;
+  asm("rcp.rn.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return reciprocal;
+}
+
+// min.f32 and max.f32: of a number and NaN, the number.
+__device__ __forceinline__ float min_f32(float a, float b) {
+  float smaller;
+  asm("min.f32 %0, %1, %2;" : "=f"(smaller) : "f"(a), "f"(b));
+  return smaller;
+}
+
+__device__ __forceinline__ float max_f32(float a, float b) {
+  float larger;
+  asm("max.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
+__device__ __forceinline__ u32 max_u32(u32 a, u32 b) {
+  u32 larger;
+  asm("max.u32 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+  return larger;
+}
+
+// mul.hi.u32: the upper half of the 64-bit product.
+__device__ __forceinline__ u32 mul_hi_u32(u32 a, u32 b) {
+  u32 upper;
+  asm("mul.hi.u32 %0, %1, %2;" : "=r"(upper) : "r"(a), "r"(b));
+  return upper;
+}
+
 // ---- warp-wide ------------------------------------------------------------------------------------
 
 // shfl.sync.bfly: the value of lane (this lane xor mask).
@@ -240,6 +317,19 @@ __device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
   float other;
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(other) : "f"(v), "r"(mask));
   return other;
+}
+
+__device__ __forceinline__ u32 shfl_sync_bfly(u32 v, u32 mask) {
+  u32 other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(v), "r"(mask));
+  return other;
+}
+
+// redux.sync.max.u32: the largest value of the warp.
+__device__ __forceinline__ u32 redux_sync_max_u32(u32 v) {
+  u32 largest;
+  asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(largest) : "r"(v));
+  return largest;
 }
 
 // mma.m16n8k16, D = A B + C in fp32. Fragments (g = lane / 4, t = lane % 4, PTX ISA 9.7.14.5.8):

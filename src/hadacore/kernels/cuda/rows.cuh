@@ -13,12 +13,15 @@ static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole v
 
 // The kernel's parameters. Those that a configuration does not use are not passed at all.
 #define HADAMARD_PARAMETERS \
-  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS
+  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS QUANTIZE_PARAMETERS
 #if STRIDED
 #define STRIDED_PARAMETERS , i64 inner_rows, i64 x_outer, i64 x_inner, i64 y_outer, i64 y_inner
 #else
 #define STRIDED_PARAMETERS
 #endif
+
+// Where an element of a result that is one flat array is, in bytes.
+__device__ __forceinline__ constexpr i64 stored_bytes(i64 elements) { return elements * kStoredBits / 8; }
 
 struct Rows {
   const char* x;
@@ -67,7 +70,7 @@ struct Cursor {
 __device__ __forceinline__ Cursor make_cursor(const Rows& r, i64 first_unit, int lane) {
   const i64 start = first_unit * kUnitElements + vector_offset(0, lane);
   const i64 left = r.rows * kSize - start;
-  return {r.x + start * kElementBytes, r.y + start * kElementBytes, (int)(left < (1 << 30) ? left : 1 << 30)};
+  return {r.x + start * kElementBytes, r.y + stored_bytes(start), (int)(left < (1 << 30) ? left : 1 << 30)};
 }
 
 // How many of the vector's elements exist: all, none, or, where a vector spans rows, some.

@@ -43,9 +43,12 @@ struct SignBits {
     insert(4 * vector + 3, words.w);
   }
 
-  __device__ __forceinline__ u32 apply(int index, u32 word) const {
-    return word ^ ((bits[index / kWordsPerSignRegister] << (index % kWordsPerSignRegister)) & kSignMask);
+  // The sign bits of the lane's packed word number `index`, in their places.
+  __device__ __forceinline__ u32 mask(int index) const {
+    return (bits[index / kWordsPerSignRegister] << (index % kWordsPerSignRegister)) & kSignMask;
   }
+
+  __device__ __forceinline__ u32 apply(int index, u32 word) const { return word ^ mask(index); }
 };
 
 // Signs of a warp's tiles of a row, before the transform.

@@ -7,6 +7,38 @@ static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
 static_assert(OUTPUT == ELEMENT, "a lane stores its vectors where it loaded them");
 constexpr int kWordsPerUnit = kTiles * kTileWords;
 
+#if ENCODING
+// A block of the quantizer is the lanes of one access of the warp, or some of them, or all of a row.
+constexpr int kBlockLanes = QUANTIZED_BLOCK / kVectorElements;
+constexpr bool kBlockIsRow = kBlockLanes > 32;
+static_assert(QUANTIZED_BLOCK == 0 || kBlockLanes > 0, "a lane's vector holds several blocks");
+static_assert(!kBlockIsRow || QUANTIZED_BLOCK == kUnitElements, "a block must be the row");
+constexpr int kUnitVectors = kTiles * kTileVectors;
+
+__device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor& cursor, int first_distance, i64 unit, float (&value)[kTiles][8],
+                                               float scale, const SignBits<kWordsPerUnit>& sign_bits, int lane) {
+  float(&y)[kUnitVectors][kVectorElements] = reinterpret_cast<float(&)[kUnitVectors][kVectorElements]>(value);
+  u32 magnitude[kUnitVectors], largest = 0;
+#pragma unroll
+  for (int i = 0; i < kUnitVectors; ++i) {
+    magnitude[i] = scale_and_measure(y[i], scale, sign_bits, 4 * i);
+    largest = max_u32(largest, magnitude[i]);
+  }
+  BlockScale s;
+  if (kBlockIsRow || SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(SCALE_TYPE == GIVEN_SCALE ? 0 : redux_sync_max_u32(largest));
+#pragma unroll
+  for (int i = 0; i < kUnitVectors; ++i) {
+    if (!kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) s = q.scale_of(largest_of_lanes<kBlockLanes>(magnitude[i]));
+    const int distance = first_distance + i * 32 * kVectorElements;
+    if (elements_present(cursor, distance) == 0) continue;
+    const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
+    encode_and_store(cursor.y + stored_bytes(distance), y[i], s, q, index);
+    const bool first_of_block = kBlockIsRow ? i == 0 && lane == 0 : lane % (kBlockLanes > 0 ? kBlockLanes : 1) == 0;
+    if (SCALE_TYPE != GIVEN_SCALE && first_of_block) q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
+  }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -18,6 +50,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   Hadamard16 h;
   if (kTensorCores) h.init(lane, rows);
   begin_memory_accesses();
+#if ENCODING
+  QUANTIZER_OF_PARAMETERS(quantizer)
+#endif
 
   PackedTile packed[UNITS][kTiles];
 #pragma unroll
@@ -52,6 +87,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
     float value[kTiles][8];
     transform_tiles(value, packed[u], h, lane);
 
+#if ENCODING
+    quantize_tiles(quantizer, cursor, u * WARPS * kUnitElements, unit, value, (float)scale, sign_bits, lane);
+    continue;
+#else
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       PackedTile result;
@@ -63,5 +102,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
         store_vector(problem, cursor, distance, unit, offset, get_vector(result, v));
       }
     }
+#endif
   }
 }

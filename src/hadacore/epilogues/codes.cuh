@@ -1,0 +1,126 @@
+// codes.cuh: from scaled fp32 values to codes, bit for bit as quantization/rounding.py does it.
+//
+// A code is made of v = y * r, rounded once as a product: y is the rotated value, r the reciprocal of its scale. All
+// encodings round to nearest even and saturate. NaN is 0x7f in E4M3 and E5M2; the others have no NaN, and a block that
+// holds one is stored as zeros (block_scales.cuh makes r NaN for it).
+
+enum Encoding { E4M3 = 1, E5M2 = 2, INT8 = 3, INT4 = 4, E2M1 = 5 };
+constexpr int kCodeBits = ENCODING == INT4 || ENCODING == E2M1 ? 4 : 8;
+constexpr bool kIntegerCodes = ENCODING == INT8 || ENCODING == INT4;
+constexpr bool kConvertsInHardware = __CUDA_ARCH__ >= 890;  // to E4M3 and E5M2
+
+// Elements of a 32-bit word of codes.
+constexpr int kWordCodes = 32 / kCodeBits;
+
+// Magnitude bits (with the mantissa's last bit at 0) to a floating-point code of MANTISSA bits, the exponent's bias BIAS.
+// The magnitude must not be above the largest code. Subnormal codes by adding the number whose last place is the smallest code.
+template <int MANTISSA, int BIAS>
+__device__ __forceinline__ u32 round_to_code(float magnitude) {
+  constexpr int kShift = 23 - MANTISSA;
+  constexpr u32 kSmallestNormal = (u32)(128 - BIAS) << 23;
+  constexpr u32 kAligner = (u32)(127 + 1 - BIAS - MANTISSA + 23) << 23;
+  const u32 bits = mov_b32_f32(magnitude);
+  const u32 normal = ((bits + (1u << (kShift - 1)) - 1 + ((bits >> kShift) & 1)) >> kShift) - ((u32)(127 - BIAS) << MANTISSA);
+  const u32 subnormal = mov_b32_f32(add_rn_f32(magnitude, mov_f32_b32(kAligner))) - kAligner;
+  return bits < kSmallestNormal ? subnormal : normal;
+}
+
+template <int MANTISSA, int BIAS>
+__device__ __forceinline__ u32 eight_bit_code(float v, float maximum) {
+  if (v != v) return 0x7f;
+  const u32 sign = mov_b32_f32(v) >> 31 << 7;
+  return sign | round_to_code<MANTISSA, BIAS>(min_f32(mov_f32_b32(mov_b32_f32(v) & 0x7fffffffu), maximum));
+}
+
+// E4M3 of one value, also where it is a block's scale.
+__device__ __forceinline__ u32 e4m3_code(float v) {
+#if __CUDA_ARCH__ >= 890
+  return cvt_rn_satfinite_e4m3x2_f32(0.f, v);
+#else
+  return eight_bit_code<3, 7>(v, 448.f);
+#endif
+}
+
+// The value of an E4M3 code without sign, NaN aside: its bits are those of an fp32 number 2^120 times smaller.
+__device__ __forceinline__ float e4m3_value(u32 code) { return mul_rn_f32(mov_f32_b32(code << 20), 0x1p120f); }
+
+__device__ __forceinline__ u32 eight_bit_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  return ENCODING == E4M3 ? cvt_rn_satfinite_e4m3x2_f32(high, low) : cvt_rn_satfinite_e5m2x2_f32(high, low);
+#else
+  if (ENCODING == E4M3) return eight_bit_code<3, 7>(low, 448.f) | eight_bit_code<3, 7>(high, 448.f) << 8;
+  return eight_bit_code<2, 15>(low, 57344.f) | eight_bit_code<2, 15>(high, 57344.f) << 8;
+#endif
+}
+
+// An integer in the low bits: adding 1.5 * 2^23 rounds to nearest even, as the last place is then 1.
+__device__ __forceinline__ u32 integer_code(float v) {
+  constexpr float kMaximum = ENCODING == INT8 ? 127.f : 7.f;
+  return mov_b32_f32(add_rn_f32(max_f32(min_f32(v, kMaximum), -kMaximum), 12582912.f));
+}
+
+// `uniform` in [0, 1): up where the distance to the code below, in steps, is larger. Otherwise to nearest even.
+__device__ __forceinline__ u32 e2m1_code(float v, [[maybe_unused]] float uniform) {
+  const u32 sign = mov_b32_f32(v) >> 31 << 3;
+  const float magnitude = min_f32(mov_f32_b32(mov_b32_f32(v) & 0x7fffffffu), 6.f);
+  if (!STOCHASTIC) return sign | round_to_code<1, 1>(magnitude);
+  const u32 above = (magnitude >= 2.f) + (magnitude >= 4.f);  // the steps are 0.5, 1, 2
+  const float steps = magnitude * mov_f32_b32((128 - above) << 23);
+  const u32 below = (u32)steps;
+  return sign | (below + (steps - (float)below > uniform) + 2 * above);
+}
+
+// Philox4x32-10 of (counter, 0, 0) with the seed as the key (Salmon et al., SC 2011).
+__device__ __forceinline__ uint4 philox(u64 counter, u64 seed) {
+  uint4 c = make_uint4((u32)counter, (u32)(counter >> 32), 0, 0);
+  u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const u32 a_high = mul_hi_u32(c.x, 0xD2511F53u), a_low = c.x * 0xD2511F53u;
+    const u32 b_high = mul_hi_u32(c.z, 0xCD9E8D57u), b_low = c.z * 0xCD9E8D57u;
+    c = make_uint4(b_high ^ c.y ^ k0, b_low, a_high ^ c.w ^ k1, a_low);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
+
+// COUNT consecutive values, scaled, as codes: the first in the lowest bits. `index` is that of the first among all elements,
+// and `exists` tells whether the block has a scale, where the encoding has no NaN to say so.
+template <int COUNT>
+__device__ __forceinline__ void encode(u32 (&word)[(COUNT + kWordCodes - 1) / kWordCodes], const float (&y)[COUNT], float reciprocal,
+                                       bool exists, [[maybe_unused]] u64 index, [[maybe_unused]] u64 seed) {
+#pragma unroll
+  for (int w = 0; w < (COUNT + kWordCodes - 1) / kWordCodes; ++w) word[w] = 0;
+  if (kCodeBits == 8 && !kIntegerCodes) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2)
+      word[i / 4] |= eight_bit_pair(mul_rn_f32(y[i], reciprocal), mul_rn_f32(y[(i + 1) % COUNT], reciprocal)) << (8 * (i % 4));
+    return;
+  }
+  uint4 random = make_uint4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const float v = mul_rn_f32(y[i], reciprocal);
+    if (STOCHASTIC && i % 4 == 0) random = philox((index + i) >> 2, seed);
+    // A group of two may begin in the middle of Philox's four words.
+    if (STOCHASTIC && COUNT == 2 && i == 0 && (index & 2)) random = make_uint4(random.z, random.w, 0, 0);
+    const u32 bits = i % 4 == 0 ? random.x : i % 4 == 1 ? random.y : i % 4 == 2 ? random.z : random.w;
+    const u32 code = kIntegerCodes ? integer_code(v) : e2m1_code(v, (float)(bits >> 8) * 0x1p-24f);
+    word[i / kWordCodes] |= (code & ((1u << kCodeBits) - 1)) << (kCodeBits * (i % kWordCodes));
+  }
+#pragma unroll
+  for (int w = 0; w < (COUNT + kWordCodes - 1) / kWordCodes; ++w) word[w] = exists ? word[w] : 0;
+}
+
+// COUNT codes at `address`.
+template <int COUNT>
+__device__ __forceinline__ void store_codes(char* address, const u32 (&word)[(COUNT + kWordCodes - 1) / kWordCodes]) {
+  constexpr int kBytes = COUNT * kCodeBits / 8;
+  static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4 || kBytes == 8, "one instruction");
+  constexpr int kLast = (COUNT + kWordCodes - 1) / kWordCodes - 1;
+  if (kBytes == 8) st_global_v2(address, make_uint2(word[0], word[kLast]));
+  else if (kBytes == 4) st_global_u32(address, word[0]);
+  else if (kBytes == 2) st_global_u16(address, word[0]);
+  else st_global_u8(address, word[0]);
+}

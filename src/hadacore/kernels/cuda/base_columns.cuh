@@ -1,0 +1,117 @@
+// base_columns.cuh: the column bits, contracted in the registers of one warp after the base.
+
+constexpr bool kWideProduct = WGMMA && !kPackedUnits;  // all column bits of a group by wgmma
+constexpr u32 kColumnMatrix = STAGES * kStageBytes;    // where its B is, from the start of shared memory
+// [half: i' + 8][upper column bit][the other bits that a lane holds]: c5 and c2 c1 c0; wgmma: c5 and c4 c1 c0; float32: c4 and c1 c0
+using Results = float[2][2][kVectorElements];
+
+// B fragments of H16 for the second product: b[output N3][input K3]. Bits of K: pair, lane bits (t) 0 and 1, register (K3);
+// bits of N: lane bits (n) 0 1 2, which product (N3). Which of them are the same column bit:
+//   mma.sync: pair = N3 (c5), t0 = n1 (c3), t1 = n2 (c4), K3 = n0 (c0)
+//   wgmma:    pair = n0 (c0), t0 = N3 (c1), t1 = n1 (c2), K3 = n2 (c3)
+struct ColumnMatrix {
+  u32 b[2][2];
+
+  __device__ __forceinline__ void init(int lane) {
+    const u32 n = lane >> 2, t = lane & 3;
+    const u32 lanes = WGMMA ? (t >> 1) & (n >> 1) & 1 : t & (n >> 1);
+    const u32 pair = 0x3f803f80u ^ (__popc(lanes) & 1 ? kNegatePair : 0u) ^ (WGMMA && (n & 1) ? 0x80000000u : 0u);
+    const u32 of_n3 = WGMMA ? (t & 1 ? kNegatePair : 0u) : 0x80000000u;
+    const u32 of_k3 = (WGMMA ? n >> 2 : n & 1) ? kNegatePair : 0u;
+#pragma unroll
+    for (int n3 = 0; n3 < 2; ++n3) {
+#pragma unroll
+      for (int k3 = 0; k3 < 2; ++k3) b[n3][k3] = pair ^ (n3 ? of_n3 : 0u) ^ (k3 ? of_k3 : 0u);
+    }
+  }
+};
+
+__device__ __forceinline__ void upper_butterfly(Results& result) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) outer_butterflies(result[half]);
+}
+
+__device__ __forceinline__ void contract_by_product(Results& result, const Accumulators& value, const ColumnMatrix& s) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+  for (int q = 0; q < kVectorElements; q += 2) {  // c2 c1; wgmma: c5 c4
+    u32 high[4], low[4];                          // a0..a3: rows g and g + 8, K3 = 0 and 1
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+      const float(&from)[4] = value[q + a / 2];
+      split_pair(high[a], low[a], from[2 * (a % 2)], from[2 * (a % 2) + 1]);
+    }
+#pragma unroll
+    for (int n3 = 0; n3 < 2; ++n3) {
+      float part[4], sum[4];
+      mma_m16n8k16_f32_bf16(part, low[0], low[1], low[2], low[3], s.b[n3][0], s.b[n3][1], zero);
+      mma_m16n8k16_f32_bf16(sum, high[0], high[1], high[2], high[3], s.b[n3][0], s.b[n3][1], part);
+      const int upper = WGMMA ? q / 4 : n3, at = WGMMA ? 2 * (q & 2) + 2 * n3 : q;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        result[half][upper][at] = sum[2 * half];
+        result[half][upper][(at + 1) % kVectorElements] = sum[2 * half + 1];
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (!WGMMA) register_butterfly<2>(result[i / 2][i % 2]);
+    if (!WGMMA || LOG2_SIZE > 4) register_butterfly<4 % kVectorElements>(result[i / 2][i % 2]);
+  }
+}
+
+#if WGMMA
+// B of the wide product: row c is column bits c5..c0 of the panel; column n = 8 (4 c5 + 2 c2 + c1) + 4 c4 + 2 c3 + c0 of the result.
+__device__ __forceinline__ void write_column_matrix(u32 matrix) {
+  for (int index = threadIdx.x; index < 64 * 8; index += kThreads) {
+    const int c = index >> 3, vector = index & 7;
+    const u32 of_vector = __popc(c & ((vector & 3) << 1 | (vector >> 2) << 5)) & 1 ? kNegatePair : 0u;
+    const u32 pair = 0x3f803f80u ^ of_vector ^ (c & 1 ? 0x80000000u : 0u);
+    u32 word[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) word[t] = pair ^ (__popc(t & (c >> 3)) & 1 ? kNegatePair : 0u);
+    st_shared_v4_b32(matrix + 128 * c + 16 * (vector ^ (c & 7)), make_uint4(word[0], word[1], word[2], word[3]));
+  }
+}
+
+__device__ __forceinline__ void contract_by_wgmma(Results& result, Accumulators& value, u64 matrix) {
+#pragma unroll
+  for (int i = 0; i < kResults; ++i) order_after(value[i / 4][i % 4]);
+  u32 high[4][4], low[4][4];  // [16 columns][a0..a3]
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const float(&from)[4] = value[i / 2];
+    const int a = i % 2 + 2 * (i / 2 % 2);  // rows g and g + 8 of 8 columns, then of the next 8
+    split_pair(high[i / 4][a], low[i / 4][a], from[2 * (i % 2)], from[2 * (i % 2) + 1]);
+  }
+  Accumulators sum;
+  wgmma_fence();
+#pragma unroll
+  for (int s = 0; s < 4; ++s) wgmma_m64n64k16_f32_bf16(sum, low[s][0], low[s][1], low[s][2], low[s][3], matrix + 2048 / 16 * s, s);
+#pragma unroll
+  for (int s = 0; s < 4; ++s) wgmma_m64n64k16_f32_bf16(sum, high[s][0], high[s][1], high[s][2], high[s][3], matrix + 2048 / 16 * s, 1);
+  wgmma_commit_group();
+  wgmma_wait_group<0>();
+#pragma unroll
+  for (int i = 0; i < 32; ++i) result[i / 2 % 2][i / 16][i / 4 % 4 * 2 + i % 2] = sum[i / 4][i % 4];
+}
+#endif
+
+__device__ __forceinline__ void contract_by_butterflies(Results& result, const Accumulators& value, int lane) {
+#pragma unroll
+  for (int q = 0; q < kVectorElements; ++q) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result[i / 2][i % 2][q] = value[q][i];
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float(&of_vector)[kVectorElements] = result[i / 2][i % 2];
+    if (LOG2_SIZE > 0) register_butterfly<1>(of_vector);
+    if (LOG2_SIZE > 1) register_butterfly<2>(of_vector);
+    if (kSixteenBit && LOG2_SIZE > 2) register_butterfly<4 % kVectorElements>(of_vector);
+    if (LOG2_SIZE > kLog2Vector) lane_butterfly(of_vector, lane, 0);
+    if (LOG2_SIZE > kLog2Vector + 1) lane_butterfly(of_vector, lane, 1);
+  }
+  if (LOG2_SIZE > kLog2Vector + 2) upper_butterfly(result);
+}

@@ -1,0 +1,170 @@
+// base_products.cuh: the product with the base matrix, by mma.sync or wgmma.
+
+static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
+constexpr int kResults = 4 * kVectorElements;  // accumulators of a lane for one M tile and one group
+// The product's K may hold no column bit of another row.
+constexpr bool kSecondProduct = WGMMA || (kSixteenBit && !kPackedUnits);
+static_assert(!WGMMA || (kSixteenBit && kDataParts == 1 && LOG2_SIZE >= 4 && STAGES > 0 && ORDER_WARPS % 4 == 0), "wgmma's bounds");
+// The words of the base stay in registers if they are few; the loop over steps is then unrolled as a whole.
+constexpr bool kResident = kSixteenBit && kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
+constexpr bool kHeld = STAGES == 0 && kSteps * kGroups <= 4;  // all vectors are loaded before the first is used
+
+// Steps of K whose fragments are made before they are multiplied with.
+constexpr int kBatch = WGMMA && WARP_TILES * kGroups == 1 ? 8 : 4;
+using BaseSteps = BaseFragment[kBatch][WARP_TILES][kBaseParts];
+using Accumulators = float[kVectorElements][4];
+
+// Which i of a step a lane's vector r is.
+__device__ __forceinline__ constexpr int step_row(int r) { return (r & 1) + 8 * (r >> 1); }
+
+// Four vectors, of i = 2t + step_row(0..3) of a step, as B fragments of the products of one group.
+__device__ __forceinline__ void make_fragments(u32 (&b)[kVectorElements][kDataParts][2], const uint4 (&vector)[4]) {
+  u32 word[4][4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    word[r][0] = vector[r].x;
+    word[r][1] = vector[r].y;
+    word[r][2] = vector[r].z;
+    word[r][3] = vector[r].w;
+  }
+#pragma unroll
+  for (int q = 0; q < kVectorElements; ++q) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int w = q * kElementBytes / 4;
+      const u32 first = word[2 * half][w], second = word[2 * half + 1][w];
+      u32 part[kDataParts];
+      if (!kSixteenBit) {
+        split_into_parts(part, mov_f32_b32(first), mov_f32_b32(second));
+      } else if (kDataParts > 1) {
+        if (q % 2) split_into_parts(part, high_to_float(first), high_to_float(second));
+        else split_into_parts(part, low_to_float(first), low_to_float(second));
+      } else {
+        part[0] = prmt_b32(first, second, q % 2 ? 0x7632 : 0x5410);
+      }
+#pragma unroll
+      for (int p = 0; p < kDataParts; ++p) b[q][p][half] = part[p];
+    }
+  }
+}
+
+// All products of parts that count. Small ones first: the sum loses less.
+__device__ __forceinline__ void multiply_parts(float (&sum)[4], const BaseFragment (&h)[kBaseParts], const u32 (&b)[kDataParts][2]) {
+#pragma unroll
+  for (int order = kLastOrder; order >= 0; --order) {
+#pragma unroll
+    for (int p = 0; p < kBaseParts; ++p) {
+      const int d = order - p;
+      if (d >= 0 && d < kDataParts) mma_base(sum, h[p], b[d % kDataParts][0], b[d % kDataParts][1]);
+    }
+  }
+}
+
+// One step of K: 16 rows of the panel, all tiles and groups of the warp.
+template <typename Vectors>
+__device__ __forceinline__ void multiply_step(Accumulators (&value)[WARP_TILES][kGroups], const BaseFragment (&h)[WARP_TILES][kBaseParts], Vectors vectors) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    uint4 vector[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) vector[r] = vectors(group, r);
+    u32 b[kVectorElements][kDataParts][2];
+    make_fragments(b, vector);
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES; ++tile) {
+#pragma unroll
+      for (int q = 0; q < kVectorElements; ++q) {
+        float(&sum)[4] = value[tile][group][q];
+        if (kSixteenBit) {
+          multiply_parts(sum, h[tile], b[q]);
+        } else {
+          // Tensor Cores cut sums off where an addition rounds, always towards zero, and float32 shows it: the error of
+          // 924 terms in one accumulator is 2e-6. So each step starts from 0, and is added to the sum as floats are.
+          float step[4] = {0.f, 0.f, 0.f, 0.f};
+          multiply_parts(step, h[tile], b[q]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[i] += step[i];
+        }
+      }
+    }
+  }
+}
+
+// The same by wgmma. Fragments live until the group of products that reads them has ended.
+#if WGMMA
+// Describes 16 rows of 64 elements at a shared address, in the 128-byte swizzle. Those n bytes on are n / 16 more.
+__device__ __forceinline__ u64 describe_matrix(u32 address) {
+  constexpr u64 kSwizzle128 = (u64)1 << 62, kBetweenEightRows = (u64)(1024 >> 4) << 32, kOneGroupWide = (u64)1 << 16;
+  return kSwizzle128 | kBetweenEightRows | kOneGroupWide | (address & 0x3ffff) >> 4;
+}
+
+__device__ __forceinline__ void wgmma_base(Accumulators& d, const BaseFragment& h, u64 b, u32 add) {
+  if (kFloat16Products) wgmma_m64n64k16_f32_f16(d, h.a[0], h.a[1], h.a[2], h.a[3], b, add);
+  else wgmma_m64n64k16_f32_bf16(d, h.a[0], h.a[1], h.a[2], h.a[3], b, add);
+}
+
+__device__ __forceinline__ void wgmma_steps(Accumulators (&value)[WARP_TILES][kGroups], const BaseSteps& h, u64 panel, int first, int count) {
+  wgmma_fence();
+#pragma unroll
+  for (int s = 0; s < kBatch; ++s) {
+    if (s >= count) continue;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int tile = 0; tile < WARP_TILES; ++tile)
+        wgmma_base(value[tile][group], h[s][tile][0], panel + (group * kGroupBytes + (first + s) * 2048) / 16, first + s);
+    }
+  }
+  wgmma_commit_group();
+}
+#endif
+
+// Hands the fragments of the warp's tiles to `multiply(first step, steps, fragments)`, a batch at a time. `steps` is a constant
+// once all is inlined.
+template <int WORDS, typename Multiply>
+__device__ __forceinline__ void apply_base(const Base& base, const u32 (&resident)[WARP_TILES][WORDS], int first_tile, int lane, Multiply multiply) {
+#if BASE == BASE_SIGNS
+  constexpr int kWords = kBatch / 4, kWhole = kSteps / kBatch, kRest = kSteps % kBatch;
+  u32 word[kWords][WARP_TILES], next[kWords][WARP_TILES];
+  const auto load = [&](u32 (&to)[kWords][WARP_TILES], int batch) {
+#pragma unroll
+    for (int i = 0; i < kWords * WARP_TILES; ++i) {
+      const int w = batch * kWords + i / WARP_TILES, tile = i % WARP_TILES;
+      if (w < kWordsOfTile) to[i / WARP_TILES][tile] = kResident ? resident[tile][w % WORDS] : base.word(first_tile + tile, w, lane);
+    }
+  };
+  load(word, 0);
+#pragma unroll (kResident ? kWordsOfTile : 1)
+  for (int batch = 0; batch < kWhole; ++batch) {
+    load(next, batch + 1);
+#pragma unroll
+    for (int i = 0; i < kWords * WARP_TILES; ++i) order_after(word[i / WARP_TILES][i % WARP_TILES]);
+    BaseSteps h;
+    base.fragments(h, word, kBatch);
+    multiply(batch * kBatch, kBatch, h);
+#pragma unroll
+    for (int i = 0; i < kWords * WARP_TILES; ++i) word[i / WARP_TILES][i % WARP_TILES] = next[i / WARP_TILES][i % WARP_TILES];
+  }
+  if (kRest > 0) {
+#pragma unroll
+    for (int i = 0; i < kWords * WARP_TILES; ++i) order_after(word[i / WARP_TILES][i % WARP_TILES]);
+    BaseSteps h;
+    base.fragments(h, word, kRest);
+    multiply(kWhole * kBatch, kRest, h);
+  }
+#else
+#pragma unroll (kHeld ? kSteps : 1)
+  for (int s = 0; s < kSteps; ++s) {
+    BaseSteps h;
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES; ++tile) base.fragment(h[0][tile], first_tile + tile, s, lane);
+    multiply(s, 1, h);
+  }
+#endif
+}
+
+__device__ __forceinline__ void clear(Accumulators (&value)[WARP_TILES][kGroups]) {
+#pragma unroll
+  for (int i = 0; i < WARP_TILES * kGroups * kResults; ++i)
+    value[i / (kGroups * kResults)][i / kResults % kGroups][i / 4 % kVectorElements][i % 4] = 0.f;
+}

@@ -1,0 +1,144 @@
+// base_quantize.cuh: the quantizing epilogue of sizes m * 2^k.
+//
+// A run is what a lane holds side by side: a vector, or 4 elements where a fragment gives no more (base_rows.cu). The bits
+// of an element's offset in its row, and where they sit, are then
+//   in the run   lane bits 0 1   which half of a narrow fragment   upper column bit   group      (column bits, LOG2_SIZE of them)
+//   lane bits 2 3 4   half: i' + 8                                                               (bits of the row i' of the panel)
+// and with fewer columns than a group, those above LOG2_SIZE tell rows apart. A block of the quantizer takes the lowest bits.
+
+constexpr bool kNarrow = WGMMA && !kWideProduct;
+constexpr int kRunParts = kNarrow ? 2 : 1;
+constexpr int kRun = kVectorElements / kRunParts;
+constexpr int kLog2Run = kLog2Vector - (kNarrow ? 1 : 0);
+constexpr int kRuns = 4 * kGroups * kRunParts;  // of an M tile: [group][half][upper][part]
+constexpr bool kBlockIsRow = SCALE_TYPE != GIVEN_SCALE && QUANTIZED_BLOCK == kSize;
+constexpr bool kBlockInLanes = SCALE_TYPE != GIVEN_SCALE && !kBlockIsRow;
+static_assert(!kGathered, "a vector must lie in one row");
+
+// For row_maximum.cuh.
+#define MAXIMA_WARPS ORDER_WARPS
+#define MAXIMA_ROWS kUnitRows
+#define MAXIMA_SLOTS UNITS
+#define MAXIMA_BLOCKS CLUSTER
+constexpr u32 kEndOfOtherShared = kColumnMatrix + (kWideProduct ? 64 * 64 * 2 : 0);
+
+__device__ __forceinline__ constexpr int run_half(int run) { return run / (2 * kRunParts) & 1; }
+__device__ __forceinline__ constexpr int run_column(int run) {
+  return run / (4 * kRunParts) * 8 * kVectorElements + (run / kRunParts & 1) * 4 * kVectorElements + run % kRunParts * 16;
+}
+
+// Who holds a bit of the offset: a mask of lanes, or, negative, a distance between runs.
+__device__ __forceinline__ constexpr int holder(int bit) {
+  if (bit >= LOG2_SIZE) return bit - LOG2_SIZE < 3 ? 4 << (bit - LOG2_SIZE) : -2 * kRunParts;
+  const int c = bit - kLog2Run;
+  if (c < 2) return 1 << c;
+  const int above_lanes = c - 2 - (kNarrow ? 1 : 0);
+  return above_lanes < 0 ? -1 : above_lanes == 0 ? -kRunParts : -(4 * kRunParts << (above_lanes - 1));
+}
+
+// Each run's largest magnitude becomes that of its block.
+__device__ __forceinline__ void spread_over_blocks(u32 (&magnitude)[kRuns]) {
+#pragma unroll
+  for (int bit = kLog2Run; (1 << bit) < QUANTIZED_BLOCK; ++bit) {
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      if (holder(bit) > 0) {
+        magnitude[run] = max_u32(magnitude[run], shfl_sync_bfly(magnitude[run], (u32)holder(bit)));
+      } else if ((run & -holder(bit)) == 0) {
+        const int other = (run - holder(bit)) % kRuns;
+        magnitude[run] = magnitude[other] = max_u32(magnitude[run], magnitude[other]);
+      }
+    }
+  }
+}
+
+// The runs of a warp, of one unit.
+struct Runs {
+  i64 first_row;    // of the unit
+  int rows_left;    // from there
+  int first_i, lane_column;
+  u64 first;        // element number of the lane's first
+
+  __device__ __forceinline__ Runs(const Rows& r, i64 unit, int first_tile, int lane) {
+    first_row = unit * kUnitRows;
+    rows_left = r.rows - first_row < kUnitRows ? (int)(r.rows - first_row) : kUnitRows;
+    first_i = 16 * first_tile + (lane >> 2);
+    lane_column = kRun * (lane & 3);
+    first = first_row * kSize + distance(first_i, lane_column);
+  }
+
+  __device__ __forceinline__ int row(int run) const { return (lane_column >> LOG2_SIZE) + (run_column(run) >> LOG2_SIZE); }
+  __device__ __forceinline__ bool in_matrix(int tile, int run) const { return first_i + 16 * tile + 8 * run_half(run) < ORDER; }
+  __device__ __forceinline__ u64 index(int tile, int run) const { return first + distance(16 * tile + 8 * run_half(run), run_column(run)); }
+  __device__ __forceinline__ int offset(int tile, int run) const {
+    return offset_in_row(first_i + 16 * tile + 8 * run_half(run), lane_column + run_column(run));
+  }
+};
+
+using TileRuns = float[kRuns][kRun];
+
+template <typename Maxima>
+__device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q, i64 unit, int first_tile, int slot, int warp_of_slot,
+                                              TileRuns (&y)[WARP_TILES], float scale, int lane, Maxima& maxima) {
+  const Runs runs(r, unit, first_tile, lane);
+  u32 magnitude[WARP_TILES][kRuns], of_row[kUnitRows];
+#pragma unroll
+  for (int row = 0; row < kUnitRows; ++row) of_row[row] = 0;
+#pragma unroll
+  for (int tile = 0; tile < WARP_TILES; ++tile) {
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const bool exists = runs.in_matrix(tile, run) && runs.row(run) < runs.rows_left;
+      constexpr int kWords = kRun * kElementBytes / 4;
+      SignBits<kWords> sign_bits;
+      if (SIGNS == SIGNS_AFTER) {
+        sign_bits.clear();
+        const char* signs = sign_of(r, runs.first_row + runs.row(run), runs.offset(tile, run));
+        if (exists && kWords == 4) {
+          sign_bits.insert_vector(0, ld_global_v4(signs));
+        } else if (exists) {
+          const uint2 two = ld_global_v2(signs);
+          sign_bits.insert(0, two.x);
+          sign_bits.insert(1, two.y);
+        }
+      }
+      const u32 measured = scale_and_measure(y[tile][run], scale, sign_bits, 0);
+      magnitude[tile][run] = exists ? measured : 0;  // what lies beyond the matrix may be anything
+#pragma unroll
+      for (int row = 0; row < kUnitRows; ++row)
+        of_row[row] = max_u32(of_row[row], kUnitRows == 1 || runs.row(run) == row ? magnitude[tile][run] : 0);
+    }
+    if (kBlockInLanes) spread_over_blocks(magnitude[tile]);
+  }
+  if (kBlockIsRow) {
+    maxima.publish(of_row, slot, warp_of_slot);
+    maxima.meet();
+  }
+  BlockScale s = {};
+  if (SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(0);
+  // Runs whose row differs by the same, one after another: their scale is made once.
+#pragma unroll
+  for (int row_of_run = 0; row_of_run < kUnitRows; ++row_of_run) {
+    bool some = false;
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) some |= run_column(run) >> LOG2_SIZE == row_of_run;
+    if (!some) continue;
+    if (kBlockIsRow) {
+      const int row = (runs.lane_column >> LOG2_SIZE) + row_of_run;
+      s = q.scale_of(maxima.largest(slot, row));
+      const bool has_first_element = runs.first_i == 0 && (runs.lane_column & (kColumns - 1)) == 0;
+      if (has_first_element && row < runs.rows_left) q.store_scale(runs.first_row + row, s);
+    }
+#pragma unroll
+    for (int i = 0; i < WARP_TILES * kRuns; ++i) {
+      const int tile = i / kRuns, run = i % kRuns;
+      if (run_column(run) >> LOG2_SIZE != row_of_run) continue;
+      if (kBlockInLanes) s = q.scale_of(magnitude[tile][run]);
+      if (!runs.in_matrix(tile, run) || runs.row(run) >= runs.rows_left) continue;
+      const u64 index = runs.index(tile, run);
+      encode_and_store(r.y + stored_bytes(index), y[tile][run], s, q, index);
+      if (kBlockInLanes && runs.offset(tile, run) % (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1) == 0)
+        q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
+    }
+  }
+}

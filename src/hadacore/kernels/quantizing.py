@@ -1,0 +1,49 @@
+"""Whether one kernel rotates and quantizes, and which quantizer it is then specialised by."""
+
+from __future__ import annotations
+
+import functools
+
+from hadacore.formats import Quantizer
+from hadacore.kernels.architectures import Architecture
+from hadacore.kernels.base_configurations import base_candidates
+from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, candidates
+from hadacore.kernels.fusion import Fusion, fusion_of
+from hadacore.matrices import factor
+
+
+@functools.lru_cache(maxsize=1024)
+def find_fusion(
+    element_code: int, n: int, size: int, quantizer: Quantizer, global_scale: bool, inverse: bool, architecture: Architecture
+) -> Fusion | str:  # fmt: skip
+    """The epilogue that quantizes rows of ``n`` elements after transforms of ``size``, or why no kernel has it.
+
+    Args:
+        element_code: ``ELEMENT`` of the CUDA text.
+        n: Elements of a row.
+        size: Elements of a transform; divides ``n``.
+        quantizer: What follows.
+        global_scale: Whether a scale of the whole tensor is given.
+        inverse: Whether the transpose is applied.
+        architecture: The GPU's.
+    """
+    vector = 4 if element_code == 2 else 8
+    if size < vector:
+        return f"a transform of {size} elements is shorter than a vector of 16 bytes"
+    matrix = factor(size)
+    if matrix.base_order == 1 and size > 1 << MAXIMUM_LOG2_ROW:
+        return f"a transform of {size} elements takes several passes over memory"
+    fusion = fusion_of(quantizer, n, global_scale)
+    found: tuple[object, ...]
+    if matrix.base_order == 1:
+        found = candidates(element_code, matrix.log2, architecture, fusion)
+    else:
+        transposed = inverse and not matrix.symmetric
+        found = base_candidates(
+            element_code, matrix.base_order, matrix.log2, architecture, transposed=transposed, fusion=fusion
+        )
+    if found:
+        return fusion
+    if quantizer.block > size:
+        return f"{quantizer.block} elements that share a scale are several transforms of {size}"
+    return f"{architecture.name} has no kernel that holds the {quantizer.block or size} elements that belong together"

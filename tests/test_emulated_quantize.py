@@ -1,0 +1,265 @@
+"""Kernels that quantize, run on the CPU by the emulator: their codes and scales are the reference's, bit for bit.
+
+The inputs are integers times powers of two, so that every rotated value is exact, whatever the order of its sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from hadacore.formats import BY_NAME, Quantizer
+from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration
+from hadacore.kernels.fusion import fusion_of, scale_factor
+from hadacore.quantization import layouts, reference
+from tests import oracle
+from tests.emulator import EmulatedKernel, Scales, compiler
+
+pytestmark = pytest.mark.skipif(
+    compiler() is None, reason="the emulator compiles the kernels with g++, which is not installed"
+)
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # by ELEMENT
+
+
+def _quantizers(n: int) -> list[Quantizer]:
+    """Every format with every granularity that divides a row, swizzled or not."""
+    found = []
+    for name, format in BY_NAME.items():
+        for granularity in format.granularities:
+            block = {"row": n, "tensor": 0}.get(str(granularity), granularity)
+            if block and (n % int(block) or int(block) < 16):
+                continue
+            for swizzled in (False, True) if format.can_swizzle else (False,):
+                found.append(Quantizer(BY_NAME[name], int(block), 0.9 if name != "mxfp8" else 1.0, swizzled))
+            if format.stochastic:
+                found.append(Quantizer(BY_NAME[name], int(block), 1.0, False, True))
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _kernel(configuration: KernelConfiguration | BaseConfiguration, cuda_arch: int) -> EmulatedKernel:
+    return EmulatedKernel(configuration, cuda_arch=cuda_arch)
+
+
+def exact_rows(rows: int, n: int, dtype: torch.dtype) -> Tensor:
+    """Rows whose transforms are exact: small integers, many of them 0, and a power of two for each row."""
+    integers = torch.randint(-7, 8, (rows, n)) * (torch.rand(rows, n) < 0.3)
+    powers = torch.tensor([2.0 ** (i * 5 % 13 - 6) for i in range(rows)])
+    return (integers * powers[:, None]).to(dtype)
+
+
+def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
+    size = layouts.swizzled_size(rows, columns) if quantizer.swizzled else rows * columns
+    dtype = torch.float32 if quantizer.format.scale_name == "fp32" else torch.uint8
+    return torch.zeros(max(size, 1), dtype=dtype)
+
+
+def check(
+    configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
+    signs: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0, stochastic_seed: int = 5,
+) -> None:  # fmt: skip
+    """Run the kernel on ``x`` and compare with the reference of the exact rotated values."""
+    n = n or configuration.size
+    rows = x.numel() // n
+    fused = replace(configuration, fusion=fusion_of(quantizer, n, given is not None))
+    columns = n // quantizer.block if quantizer.block else 0
+    codes = torch.full((x.numel() * quantizer.format.encoding.bits // 8,), 0x55, dtype=torch.uint8)
+    scales = _scales_buffer(quantizer, rows, columns)
+    transform_scale = configuration.size**-0.5
+    transformed = x.numel() // configuration.size
+    report = _kernel(fused, cuda_arch).run(
+        x.flatten(), codes, transform_scale, transformed, signs=signs, sign_rows=1 if signs is None else len(signs),
+        grid=fused.grid(transformed, 1), seed=seed,
+        scales=Scales(scales, given, scale_factor(quantizer), rows, columns, stochastic_seed),
+    )  # fmt: skip
+    assert report.extra_wavefronts == 0
+    rotated = oracle.transform(
+        x.view(-1, configuration.size), scale=1.0, signs=signs, inverse=configuration.signs == SIGNS_AFTER
+    )
+    values = (rotated.float() * torch.tensor(transform_scale, dtype=torch.float32)).reshape(rows, n)
+    expected, expected_scales = reference.quantize(values, quantizer, given, stochastic_seed)
+    assert torch.equal(codes, expected.view(torch.uint8).flatten())
+    if quantizer.block:
+        stored = (
+            expected_scales.t()
+            if quantizer.format.is_block_major(columns) and not quantizer.swizzled
+            else expected_scales
+        )
+        wanted = stored.contiguous().flatten()
+        assert torch.equal(scales.view(torch.uint8), wanted.view(torch.uint8))
+
+
+def _name(value: object) -> str | None:
+    if isinstance(value, Quantizer):
+        kind = "-swizzled" if value.swizzled else "-stochastic" if value.stochastic else ""
+        return f"{value.format.name}-{value.block}{kind}"
+    if isinstance(value, KernelConfiguration):
+        return f"{str(DTYPES[value.element_code]).removeprefix('torch.')}-{value}".replace(" ", "_").replace(
+            "/", "_per_"
+        )
+    return None
+
+
+def _configurations() -> list[KernelConfiguration]:
+    listed = dict.fromkeys(
+        replace(candidate.configuration, element_code=code)
+        for (element_bytes, log2_size), candidates in TABLE.items()
+        for code in ((2,) if element_bytes == 4 else (0, 1))
+        for candidate in candidates
+        if log2_size >= 4 and candidate.configuration.passes == 1
+    )
+    return list(listed)
+
+
+CONFIGURATIONS = _configurations()
+
+
+def _takes(configuration: KernelConfiguration, quantizer: Quantizer) -> bool:
+    try:
+        replace(configuration, fusion=fusion_of(quantizer, configuration.size, False))
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=_name)
+def test_every_configuration(configuration: KernelConfiguration) -> None:
+    """One quantizer each, another for the next configuration; every kind of block comes up many times."""
+    torch.manual_seed(0)
+    quantizers = [q for q in _quantizers(configuration.size) if _takes(configuration, q)]
+    index = CONFIGURATIONS.index(configuration)
+    for i in (index, index + 7):
+        quantizer = quantizers[i % len(quantizers)]
+        given = torch.tensor([0.375]) if quantizer.block == 0 or quantizer.format.has_global_scale else None
+        rows = 3 if configuration.size >= 256 else 1024 // configuration.size + 1
+        check(
+            configuration,
+            quantizer,
+            exact_rows(rows, configuration.size, DTYPES[configuration.element_code]),
+            given=given,
+        )
+
+
+SHORT = KernelConfiguration("warp_rows", 1, 7, 0, 4)
+LONG = KernelConfiguration("exchange_rows", 0, 11, 1, 4)
+
+
+@pytest.mark.parametrize("cuda_arch", [800, 900])
+@pytest.mark.parametrize("quantizer", _quantizers(128), ids=_name)
+def test_every_quantizer_of_a_warp(quantizer: Quantizer, cuda_arch: int) -> None:
+    given = torch.tensor([0.25]) if quantizer.block == 0 else None
+    check(SHORT, quantizer, exact_rows(9, 128, torch.bfloat16), given=given, cuda_arch=cuda_arch)
+
+
+@pytest.mark.parametrize("cuda_arch", [800, 900])
+@pytest.mark.parametrize("quantizer", _quantizers(2048), ids=_name)
+def test_every_quantizer_after_an_exchange(quantizer: Quantizer, cuda_arch: int) -> None:
+    given = torch.tensor([0.25]) if quantizer.block == 0 else None
+    check(LONG, quantizer, exact_rows(3, 2048, torch.float16), given=given, cuda_arch=cuda_arch)
+
+
+def test_blocks_across_short_transforms() -> None:
+    """A block, or a short row, may span several transforms that stand in one tile."""
+    check(replace(SHORT, log2_size=5), Quantizer(BY_NAME["int4"], 128), exact_rows(6, 384, torch.bfloat16), n=384)
+    check(replace(SHORT, log2_size=5), Quantizer(BY_NAME["int8"], 64), exact_rows(9, 64, torch.bfloat16), n=64)
+
+
+@pytest.mark.parametrize("signs_are", [SIGNS_BEFORE, SIGNS_AFTER], ids=["before", "after"])
+def test_signs(signs_are: int) -> None:
+    exchanges = [c for c in CONFIGURATIONS if c.log2_size == 14 and c.element_code == 1]
+    shorts = [c for c in CONFIGURATIONS if c.log2_size == 9 and c.element_code == 2]
+    for c in (*shorts[:1], *exchanges):
+        x = exact_rows(3, c.size, DTYPES[c.element_code])
+        signs = (torch.randint(0, 2, (1, c.size)) * 2 - 1).to(x.dtype)
+        check(c.with_options(signs_are, False), Quantizer(BY_NAME["int8"], c.size), x, signs=signs)
+
+
+@pytest.mark.parametrize("configuration", [SHORT, LONG], ids=_name)
+@pytest.mark.parametrize("name", list(BY_NAME))
+def test_edge_values(configuration: KernelConfiguration, name: str) -> None:
+    """Rows of zeros; NaN and infinity, which reach all of their row and no other."""
+    n = configuration.size
+    x = exact_rows(6, n, DTYPES[configuration.element_code])
+    x[1] = 0
+    x[2, 3], x[4, 5] = float("nan"), float("inf")
+    quantizer = next(q for q in _quantizers(n) if q.format.name == name and q.block)
+    assert configuration.signs == NO_SIGNS
+    check(configuration, quantizer, x)
+
+
+SIZES = [
+    (20, 3, 9), (28, 4, 7), (12, 5, 3), (20, 6, 3), (12, 7, 3), (172, 6, 3), (28, 9, 3), (36, 10, 2), (148, 7, 3), (20, 12, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(("order", "log2_columns", "rows"), SIZES)
+def test_sizes_with_a_base(order: int, log2_columns: int, rows: int, architecture: str) -> None:
+    """One quantizer for each type and candidate, a row's own scale for the last one, which many rows use."""
+    torch.manual_seed(0)
+    n, number = order << log2_columns, SIZES.index((order, log2_columns, rows))
+    target = ARCHITECTURES[architecture]
+    for code in (0, 1, 2):
+        plain = base_candidates(code, order, log2_columns, target)
+        for i, c in enumerate(plain):
+            quantizers = _quantizers(n)
+            chosen = (
+                Quantizer(BY_NAME["int8"], n)
+                if i == len(plain) - 1
+                else quantizers[(number * 5 + code * 3 + i) % len(quantizers)]
+            )
+            found = base_candidates(code, order, log2_columns, target, fusion=fusion_of(chosen, n, False))
+            if not found:  # a row that takes several blocks, which only form a cluster from sm_90 on
+                assert (code == 2 or n > 65536) and architecture == "sm_80" and chosen.block == n
+                continue
+            given = torch.tensor([0.375]) if chosen.block == 0 else None
+            fitting = found[min(i, len(found) - 1)]
+            x = exact_rows(rows, n, DTYPES[code])
+            check(
+                replace(fitting, fusion=None),
+                chosen,
+                x,
+                given=given,
+                cuda_arch=800 if architecture == "sm_80" else 900,
+                seed=i,
+            )
+
+
+@pytest.mark.parametrize(("order", "log2_columns", "rows"), [(28, 4, 7), (20, 6, 3), (172, 6, 2)])
+def test_every_quantizer_with_a_base(order: int, log2_columns: int, rows: int) -> None:
+    n = order << log2_columns
+    for quantizer in _quantizers(n):
+        given = torch.tensor([0.375]) if quantizer.block == 0 else None
+        found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], fusion=fusion_of(quantizer, n, False))
+        check(replace(found[-1], fusion=None), quantizer, exact_rows(rows, n, torch.bfloat16), given=given)
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_signs_with_a_base(code: int) -> None:
+    for order, log2_columns, rows in ((28, 4, 5), (20, 7, 2)):
+        n = order << log2_columns
+        x = exact_rows(rows, n, DTYPES[code])
+        signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(x.dtype)
+        for signs_are in (SIGNS_BEFORE, SIGNS_AFTER):
+            found = base_candidates(
+                code, order, log2_columns, ARCHITECTURES["sm_90a"], transposed=signs_are == SIGNS_AFTER
+            )
+            check(found[-1].with_options(signs_are, False), Quantizer(BY_NAME["int8"], n), x, signs=signs)
+
+
+def test_rows_of_a_base_stay_apart() -> None:
+    for order, log2_columns in ((28, 4), (20, 7)):
+        n = order << log2_columns
+        x = exact_rows(6, n, torch.bfloat16)
+        x[1] = 0
+        x[2, 3], x[5, n - 1] = float("nan"), float("inf")
+        found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"])
+        for name in ("fp8_e4m3", "int8"):
+            check(found[-1], Quantizer(BY_NAME[name], n), x)
