@@ -3,8 +3,9 @@
     python examples/small_model/make_tasks.py
 
 Reads ``model/test.jsonl`` and writes ``questions.jsonl``, multiple choice in MMLU's fields (question, choices, answer): 160
-characters of a text, how it goes on for 12, and three continuations from elsewhere that follow the same character; and
-``text.jsonl``, pieces of 1024 characters for perplexity. The same input always gives the same files.
+characters of a text, how it goes on for 8, and three continuations from elsewhere that follow the same four characters (or
+as many as there are three for); and ``text.jsonl``, pieces of 1024 characters for perplexity. The same input always gives the
+same files.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CONTEXT, CONTINUATION, PIECE = 160, 12, 1024  # characters, each one byte
-QUESTIONS, PIECES, QUESTIONS_OF_A_DOCUMENT, PIECES_OF_A_DOCUMENT = 1000, 64, 60, 6
+CONTEXT, CONTINUATION, PIECE = 160, 8, 1024  # characters, each one byte
+SUFFIX = 4  # characters that wrong answers follow too, where there are enough
+STRIDE = 80  # characters between two questions of a document: contexts overlap, answers do not
+QUESTIONS, PIECES, QUESTIONS_OF_A_DOCUMENT, PIECES_OF_A_DOCUMENT = 600, 64, 160, 20
 ALLOWED = set(string.printable) - set("\r\x0b\x0c")
 SEED = 20260
 
@@ -30,44 +33,68 @@ def plain(text: str) -> bool:
 
 def worth_asking(context: str, continuation: str) -> bool:
     """Whether lm-eval leaves both as they are (it moves trailing blanks), and the answer is more than blanks."""
-    return not context[-1].isspace() and plain(context) and len(continuation.replace(" ", "")) >= CONTINUATION // 2
+    blanks = sum(character.isspace() for character in continuation)
+    return not context[-1].isspace() and plain(context + continuation) and blanks <= CONTINUATION // 2
 
 
 def positions(documents: list[dict[str, str]], generator: random.Random) -> list[tuple[int, int]]:
-    """(document, position) of questions, in random order; those of one document do not overlap."""
+    """(document, position) of questions, in random order."""
     found = []
     for index, document in enumerate(documents):
         text = document["text"]
-        starts = list(range(CONTEXT, len(text) - CONTINUATION, CONTEXT + CONTINUATION))
+        starts = list(range(CONTEXT, len(text) - CONTINUATION, STRIDE))
         generator.shuffle(starts)
         good = [p for p in starts if worth_asking(text[p - CONTEXT : p], text[p : p + CONTINUATION])]
-        good = [p for p in good if plain(text[p : p + CONTINUATION])]
         found += [(index, p) for p in good[:QUESTIONS_OF_A_DOCUMENT]]
     generator.shuffle(found)
     return found
 
 
-def questions(documents: list[dict[str, str]], generator: random.Random) -> list[dict[str, object]]:
-    after: dict[str, list[tuple[int, str]]] = defaultdict(list)
+def continuations(documents: list[dict[str, str]]) -> dict[str, list[tuple[int, int]]]:
+    """Where a continuation could begin, by the characters before it: by the last one, the last two, up to SUFFIX."""
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for index, document in enumerate(documents):
         text = document["text"]
-        for p in range(1, len(text) - CONTINUATION):
-            other = text[p : p + CONTINUATION]
-            if p % 7 == 0 and plain(other) and len(other.replace(" ", "")) >= CONTINUATION // 2:
-                after[text[p - 1]].append((index, other))
+        for p in range(SUFFIX, len(text) - CONTINUATION):
+            if worth_asking(text[p - SUFFIX : p], text[p : p + CONTINUATION]):
+                for length in range(1, SUFFIX + 1):
+                    found[text[p - length : p]].append((index, p))
+    return found
+
+
+def wrong_answers(
+    documents: list[dict[str, str]],
+    after: dict[str, list[tuple[int, int]]],
+    index: int,
+    p: int,
+    generator: random.Random,
+) -> list[str] | None:
+    """Three continuations from elsewhere, after as many of the context's last characters as there are three for."""
+    text = documents[index]["text"]
+    right = text[p : p + CONTINUATION]
+    wrong: list[str] = []
+    for length in range(SUFFIX, 0, -1):
+        places = [place for place in after[text[p - length : p]] if place[0] != index or abs(place[1] - p) > CONTEXT]
+        others = {documents[i]["text"][q : q + CONTINUATION] for i, q in places} - {right, *wrong}
+        wrong += generator.sample(sorted(others), min(len(others), 3 - len(wrong)))
+        if len(wrong) == 3:
+            return wrong
+    return None
+
+
+def questions(documents: list[dict[str, str]], generator: random.Random) -> list[dict[str, object]]:
+    after = continuations(documents)
     made = []
     for index, p in positions(documents, generator):
         text = documents[index]["text"]
-        right = text[p : p + CONTINUATION]
-        others = [other for place, other in after[text[p - 1]] if place != index and other != right]
-        if len(set(others)) < 3:
+        wrong = wrong_answers(documents, after, index, p, generator)
+        if wrong is None:
             continue
-        wrong = generator.sample(sorted(set(others)), 3)
         answer = generator.randrange(4)
         made.append(
             {
                 "question": text[p - CONTEXT : p],
-                "choices": [*wrong[:answer], right, *wrong[answer:]],
+                "choices": [*wrong[:answer], text[p : p + CONTINUATION], *wrong[answer:]],
                 "answer": answer,
                 "source": f"{documents[index]['name']}:{p}",
             }
