@@ -313,6 +313,17 @@ def test_masks_in_fewer_words(
     assert torch.allclose(y, z, atol=1e-5)
 
 
+def test_queries_of_padding_do_not_matter_where_they_are_known_to_be_padding() -> None:
+    """Padding at the right, also of the longest sequence: its queries see keys, but nobody cares."""
+    there = torch.arange(8) < torch.tensor([[5], [7]])
+    mask = (torch.ones(8, 8).tril().bool() & there[:, None])[:, None]
+    assert simplify(mask) is None
+    found = simplify(mask, skip_padding=True)
+    assert found is not None and (found.keys, found.causal, found.window) == (8, True, None)
+    assert found.padding is not None and torch.equal(found.padding, there)
+    assert simplify(torch.rand(2, 1, 8, 8) < 0.5, skip_padding=True) is None
+
+
 def test_no_words_for_other_masks() -> None:
     packed = torch.block_diag(torch.ones(3, 3), torch.ones(4, 4)).tril().bool()
     assert simplify(packed[None, None]) is None

@@ -77,7 +77,7 @@ def check(
     report = _kernel(fused, cuda_arch).run(
         x.flatten(), codes, transform_scale, transformed, signs=signs, sign_rows=1 if signs is None else len(signs),
         grid=fused.grid(transformed, 1), seed=seed,
-        scales=Scales(scales, given, scale_factor(quantizer), rows, columns, stochastic_seed),
+        scales=Scales(scales, given, scale_factor(quantizer), rows, stochastic_seed),
     )  # fmt: skip
     assert report.extra_wavefronts == 0
     rotated = oracle.transform(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hadacore.attention import quantized_attention
 from hadacore.experiments import draw_fa3_error, fa3_error_table, fa3_inputs, run_fa3_error, write_fa3_error
 from tests.attention_oracle import exact_attention
 
@@ -51,6 +52,8 @@ def test_errors_are_against_float64() -> None:
     q, k, v = fa3_inputs(100, 2, 64, torch.Generator().manual_seed(3))
     exact = exact_attention(q, k, v)
     size = float(exact.square().mean().sqrt())
+    y = quantized_attention(q, k, v, recipe="fp16")
+    assert row.rmse == pytest.approx(float((y.double() - exact).square().mean().sqrt()), rel=1e-9)
     assert row.relative == pytest.approx(row.rmse / size)
     # Rounding of the result alone: a uniform error of up to 2^-11 of a power of two, and about as much of the probabilities.
     assert 2.0**-13 < row.relative < 2.0**-10

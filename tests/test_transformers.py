@@ -10,7 +10,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="4.56")
 
-from hadacore.attention import RECIPES, AttentionRecipe  # noqa: E402
+from hadacore.attention import RECIPES, AttentionRecipe, quantized_attention  # noqa: E402
 from hadacore.integrations import transformers as integration  # noqa: E402
 
 LENGTH = 20
@@ -75,6 +75,40 @@ def test_logits_are_those_of_sdpa(model: Any, name: str, side: str) -> None:
     assert name == "hadacore_fp16" or found > 1e-4  # it is not PyTorch's attention that ran
 
 
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("cache", [None, "static"])
+@torch.no_grad()
+def test_masks_in_fewer_words_as_on_a_gpu(
+    model: Any, side: str, cache: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What FlashAttention-3 is given on a GPU, multiplied here by the emulation: causal order, a window and padding."""
+    inputs = batch(side)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "cache_implementation": cache}
+    expected = logits(model, "sdpa", inputs)
+    tokens = model.generate(**inputs, **options)
+    seen = []
+
+    def spy(*arguments: Any, **more: Any) -> torch.Tensor:
+        seen.append(more)
+        return quantized_attention(*arguments, **more)
+
+    monkeypatch.setattr(integration, "_may_run_flash_attention", lambda mask: True)
+    monkeypatch.setattr(integration, "quantized_attention", spy)
+    assert difference(logits(model, "hadacore_fp16", inputs), expected) < BOUNDS["fp16"]
+    # With padding at the right, transformers goes on from the result of a token that is padding: nonsense, and another one here.
+    real = slice(1, 2) if side == "right" else slice(0, 2)
+    assert torch.equal(model.generate(**inputs, **options)[real], tokens[real])
+    assert all(more["mask"] is None or more["mask"].dim() == 2 for more in seen)
+    assert any(more["causal"] for more in seen)
+    own = torch.ones(2, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    own[:, :, 7:, 7] = False  # a caller's mask that hides the key of a query from all, the query being no padding
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        expected = model(input_ids=inputs["input_ids"], attention_mask=own).logits
+        model.set_attn_implementation("hadacore_fp16")
+        assert difference(model(input_ids=inputs["input_ids"], attention_mask=own).logits, expected) < BOUNDS["fp16"]
+
+
 @pytest.mark.parametrize("side", ["none", "left"])
 @torch.no_grad()
 def test_decoding_with_a_cache_is_the_whole_at_once(model: Any, side: str) -> None:
@@ -109,6 +143,23 @@ def test_generate(model: Any, name: str, cache: str | None) -> None:
         # Every scale is that of the keys there are so far, whatever cache holds them.
         other = {**options, "cache_implementation": None if cache else "static"}
         assert torch.equal(tokens, model.generate(**inputs, **other))
+
+
+def test_a_layer_s_own_scale_and_order() -> None:
+    """What models other than these pass: another factor of the scores, attention to all keys, three tokens after a cache."""
+    module = torch.nn.Module()
+    q, k, v = torch.randn(1, 4, 3, 64), torch.randn(1, 2, 9, 64), torch.randn(1, 2, 9, 64)
+    mask = torch.ones(3, 9, dtype=torch.bool).tril(6)[None, None]
+    for options in (
+        {"attention_mask": mask, "scaling": 0.3},
+        {"attention_mask": None, "is_causal": False},
+        {"attention_mask": mask[:, :, :1].expand(1, 1, 3, 9)},
+    ):
+        y, weights = integration.attention_forward(module, q, k, v, recipe=RECIPES["fp16"], **options)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=options["attention_mask"], scale=options.get("scaling"), enable_gqa=True
+        )
+        assert weights is None and y.is_contiguous() and difference(y, expected.transpose(1, 2)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

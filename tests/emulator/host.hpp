@@ -54,7 +54,7 @@ struct Arguments {
   char* scales;
   const char* given_scale;
   double scale_factor;
-  i64 scale_rows, scale_columns, seed;
+  i64 scale_rows, seed;
 };
 
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
@@ -322,6 +322,8 @@ __device__ __forceinline__ float add_rn_f32(float a, float b) { return a + b; }
 __device__ __forceinline__ float rcp_rn_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float min_f32(float a, float b) { return a != a ? b : b != b ? a : a < b ? a : b; }
 __device__ __forceinline__ float max_f32(float a, float b) { return a != a ? b : b != b ? a : a > b ? a : b; }
+__device__ __forceinline__ float max_NaN_f32(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+__device__ __forceinline__ float abs_f32(float v) { return __builtin_fabsf(v); }
 __device__ __forceinline__ u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 __device__ __forceinline__ u32 mul_hi_u32(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 
@@ -333,6 +335,16 @@ __device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
 
 __device__ __forceinline__ u32 shfl_sync_bfly(u32 v, u32 mask) {
   return mov_b32_f32(emulator::exchange_lanes(mov_f32_b32(v), mask, __func__));
+}
+
+// As every lane of a warp makes the same sequence of exchanges, those of all distances make up any other.
+__device__ __forceinline__ float shfl_sync_idx(float v, u32 lane) {
+  float chosen = v;
+  for (u32 mask = 1; mask < 32; ++mask) {
+    const float other = emulator::exchange_lanes(v, mask, __func__);
+    if ((threadIdx.x % 32 ^ mask) == lane) chosen = other;
+  }
+  return chosen;
 }
 
 __device__ __forceinline__ u32 redux_sync_max_u32(u32 v) {

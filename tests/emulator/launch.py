@@ -36,7 +36,7 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
   , a.base, a.base_row_stride, a.base_column_stride
 #endif
 #if ENCODING
-  , a.scales, a.given_scale, a.scale_factor, a.scale_rows, a.scale_columns, a.seed
+  , a.scales, a.given_scale, a.scale_factor, a.scale_rows, a.seed
 #endif
 );"""
 # Constants of the program may be read as well.
@@ -82,7 +82,7 @@ class _Arguments(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("given_scale", ctypes.c_void_p),
         ("scale_factor", ctypes.c_double),
-        ("scale_shape", ctypes.c_int64 * 2),
+        ("scale_rows", ctypes.c_int64),
         ("quantizer_seed", ctypes.c_int64),
     )
 
@@ -151,7 +151,6 @@ class Scales:
         given: One fp32 scale, or None.
         factor: Of a block's largest magnitude.
         rows: Rows of the matrix of scales.
-        columns: Its columns.
         seed: Of stochastic rounding.
     """
 
@@ -159,7 +158,6 @@ class Scales:
     given: Array | None
     factor: float
     rows: int
-    columns: int
     seed: int = 0
 
 
@@ -221,7 +219,7 @@ class Program:
                 None if given is None else _extent(given)[0],
             )
             arguments.scale_factor, arguments.quantizer_seed = scales.factor, scales.seed
-            arguments.scale_shape[:] = (scales.rows, scales.columns)
+            arguments.scale_rows = scales.rows
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,

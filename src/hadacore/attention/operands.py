@@ -85,7 +85,7 @@ class Packing:
     @staticmethod
     def of(offsets: Tensor, tokens: int) -> Packing:
         """The packing of so many tokens."""
-        index = torch.arange(tokens, device=offsets.device)
+        index = torch.arange(tokens, dtype=torch.int32, device=offsets.device)
         return Packing(offsets, torch.searchsorted(offsets[1:].contiguous(), index, right=True))
 
     def blocks(self) -> tuple[Tensor, int]:

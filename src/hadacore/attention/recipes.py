@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hadacore.formats import BY_NAME, PER_TENSOR
+from hadacore.formats import PER_TENSOR
 
 PER_HEAD = "head"
 PER_BLOCK = "block"
@@ -132,8 +132,3 @@ def find_recipe(recipe: str | AttentionRecipe) -> AttentionRecipe:
     if found is None:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, or an AttentionRecipe, got {recipe!r}")
     return found
-
-
-def stored_bits(recipe: AttentionRecipe) -> int:
-    """Bits of one element of a key or value, its scale left out."""
-    return 16 if recipe.format is None else BY_NAME[recipe.format].encoding.bits

@@ -89,9 +89,13 @@ class Simplified:
     padding: Tensor | None
 
 
-def simplify(mask: Tensor) -> Simplified | None:
+def simplify(mask: Tensor, *, skip_padding: bool = False) -> Simplified | None:
     """What a mask ``(batch or 1, 1, queries, keys)`` says in terms of causal order, a window and padding, or None if it cannot
     be said so. Waits for a GPU.
+
+    Args:
+        mask: True where a key is seen.
+        skip_padding: Whether a query whose own key nobody sees is padding, whose result does not matter.
 
     >>> simplify(torch.ones(1, 1, 4, 4, dtype=torch.bool).tril())
     Simplified(keys=4, causal=True, window=None, padding=None)
@@ -102,9 +106,9 @@ def simplify(mask: Tensor) -> Simplified | None:
     used = seen.any(1).any(0).nonzero()
     if not used.numel():
         return None
-    keys = int(used[-1]) + 1
-    seen = seen[..., :keys]
     queries = seen.shape[1]
+    keys = max(int(used[-1]) + 1, min(queries, seen.shape[2]))
+    seen = seen[..., :keys]
     there = seen.any(1)
     padding = None if bool(there.all()) else there
     # One query, or queries that all see the same keys.
@@ -112,10 +116,11 @@ def simplify(mask: Tensor) -> Simplified | None:
         return Simplified(keys, False, None, padding)
     if queries > keys:
         return None
+    free = ~there[:, keys - queries :, None] if skip_padding else seen.new_zeros(())
     shown = seen.sum(2).max()
     for window in (None, int(shown)):
         order = Visibility(True, window, padding).block(slice(0, queries), slice(0, keys), queries, keys, seen.device)
         assert order is not None
-        if bool((seen == order[:, 0]).all()):
+        if bool(((seen == order[:, 0]) | free).all()):
             return Simplified(keys, True, window, padding)
     return None

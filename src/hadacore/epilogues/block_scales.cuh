@@ -10,9 +10,8 @@ constexpr u32 kNaNBits = 0x7fc00000u;
 constexpr float kSmallestScale = 0x1p-126f;
 
 struct BlockScale {
-  float reciprocal;
-  u32 code;     // fp32 bits, or one byte
-  bool exists;  // false: the block holds NaN or infinity
+  float reciprocal;  // NaN, if the block holds NaN or infinity
+  u32 code;          // fp32 bits, or one byte
 };
 
 struct Quantizer {
@@ -20,48 +19,47 @@ struct Quantizer {
   float factor;             // of the magnitude: clip ratio, over the largest code but for E8M0
   float given;              // scale of the whole tensor, or NVFP4's global scale
   float given_reciprocal;
-  i64 scale_rows;           // of the matrix of scales
-  i64 scale_columns;
+  u32 scale_rows;           // of the matrix of scales; its columns are the constant SCALE_COLUMNS
   u64 seed;
 
   __device__ __forceinline__ BlockScale scale_of(u32 magnitude) const {
     BlockScale s;
-    s.exists = magnitude < kInfinityBits;
+    const bool exists = magnitude < kInfinityBits;
     const float largest = mov_f32_b32(magnitude);
     if (SCALE_TYPE == GIVEN_SCALE) {
-      s = {given_reciprocal, 0, true};
+      s = {given_reciprocal, 0};
     } else if (SCALE_TYPE == FP32_SCALES) {
-      const float scale = s.exists ? max_f32(mul_rn_f32(largest, factor), kSmallestScale) : mov_f32_b32(kNaNBits);
+      const float scale = exists ? max_f32(mul_rn_f32(largest, factor), kSmallestScale) : mov_f32_b32(kNaNBits);
       s.reciprocal = rcp_rn_f32(scale);
       s.code = mov_b32_f32(scale);
     } else if (SCALE_TYPE == E8M0_SCALES) {
       constexpr u32 kLargestExponent = ENCODING == E4M3 ? 8 : 2;
       const u32 exponent = mov_b32_f32(mul_rn_f32(largest, factor)) >> 23;
       const u32 byte = exponent > kLargestExponent ? exponent - kLargestExponent : 0;
-      s.code = s.exists ? byte : 255;
-      s.reciprocal = mov_f32_b32(s.exists ? (254 - byte) << 23 : kNaNBits);
+      s.code = exists ? byte : 255;
+      s.reciprocal = mov_f32_b32(exists ? (254 - byte) << 23 : kNaNBits);
     } else {
       float wanted = mul_rn_f32(largest, factor);
       if (GLOBAL_SCALE) wanted = mul_rn_f32(wanted, given_reciprocal);
       const u32 byte = max_u32(e4m3_code(wanted), 1);
       float decoded = e4m3_value(byte);
       if (GLOBAL_SCALE) decoded = max_f32(mul_rn_f32(decoded, given), kSmallestScale);
-      s.code = s.exists ? byte : 0x7f;
-      s.reciprocal = s.exists ? rcp_rn_f32(decoded) : mov_f32_b32(kNaNBits);
+      s.code = exists ? byte : 0x7f;
+      s.reciprocal = exists ? rcp_rn_f32(decoded) : mov_f32_b32(kNaNBits);
     }
     return s;
   }
 
-  // Block number `block`, counting along the rows of scales.
-  __device__ __forceinline__ void store_scale(u64 block, const BlockScale& s) const {
+  // Block number `block`, counting along the rows of scales: less than 2^32 in any memory, as blocks have 16 elements or more.
+  __device__ __forceinline__ void store_scale(u32 block, const BlockScale& s) const {
     u64 place = block;
     if (SCALE_LAYOUT != ROW_MAJOR) {
-      const u64 row = block / (u64)scale_columns, column = block - row * scale_columns;
+      const u32 row = block / SCALE_COLUMNS, column = block % SCALE_COLUMNS;
       if (SCALE_LAYOUT == BLOCK_MAJOR) {
-        place = column * scale_rows + row;
+        place = (u64)column * scale_rows + row;
       } else {  // tiles of 128 rows by 4 columns
-        const u64 tile = (row >> 7) * ((scale_columns + 3) >> 2) + (column >> 2);
-        place = tile * 512 + (row & 31) * 16 + ((row >> 5) & 3) * 4 + (column & 3);
+        const u32 tile = (row >> 7) * ((SCALE_COLUMNS + 3) >> 2) + (column >> 2);
+        place = (u64)tile * 512 + ((row & 31) * 16 + ((row >> 5) & 3) * 4 + (column & 3));
       }
     }
     if (SCALE_TYPE == FP32_SCALES) st_global_u32(scales + 4 * place, s.code);
@@ -71,11 +69,11 @@ struct Quantizer {
 
 // The last parameters of a kernel that quantizes.
 #define QUANTIZE_PARAMETERS \
-  , char *scales, const char *given_scale, double scale_factor, i64 scale_rows, i64 scale_columns, i64 seed
+  , char *scales, const char *given_scale, double scale_factor, i64 scale_rows, i64 seed
 
 // After begin_memory_accesses(): it reads the given scale.
 #define QUANTIZER_OF_PARAMETERS(name)                                                                              \
-  Quantizer name = {scales, (float)scale_factor, 1.f, 1.f, scale_rows, scale_columns, (u64)seed};                  \
+  Quantizer name = {scales, (float)scale_factor, 1.f, 1.f, (u32)scale_rows, (u64)seed};                            \
   if (SCALE_TYPE == GIVEN_SCALE || GLOBAL_SCALE) {                                                                 \
     name.given = mov_f32_b32(ld_global_u32(given_scale));                                                          \
     name.given_reciprocal = rcp_rn_f32(name.given);                                                                \

@@ -7,7 +7,6 @@
 enum Encoding { E4M3 = 1, E5M2 = 2, INT8 = 3, INT4 = 4, E2M1 = 5 };
 constexpr int kCodeBits = ENCODING == INT4 || ENCODING == E2M1 ? 4 : 8;
 constexpr bool kIntegerCodes = ENCODING == INT8 || ENCODING == INT4;
-constexpr bool kConvertsInHardware = __CUDA_ARCH__ >= 890;  // to E4M3 and E5M2
 
 // Elements of a 32-bit word of codes.
 constexpr int kWordCodes = 32 / kCodeBits;
@@ -53,10 +52,17 @@ __device__ __forceinline__ u32 eight_bit_pair(float low, float high) {
 #endif
 }
 
-// An integer in the low bits: adding 1.5 * 2^23 rounds to nearest even, as the last place is then 1.
+// An integer in the low bits: adding 1.5 * 2^23 rounds to nearest even, as the last place is then 1. A scale made of the
+// whole magnitude (CLIPPED = 0) keeps products to 127 * (1 + 2^-22), so that nothing needs to saturate.
 __device__ __forceinline__ u32 integer_code(float v) {
   constexpr float kMaximum = ENCODING == INT8 ? 127.f : 7.f;
-  return mov_b32_f32(add_rn_f32(max_f32(min_f32(v, kMaximum), -kMaximum), 12582912.f));
+  if (CLIPPED) v = max_f32(min_f32(v, kMaximum), -kMaximum);
+  return mov_b32_f32(add_rn_f32(v, 12582912.f));
+}
+
+// The lowest bytes of four words.
+__device__ __forceinline__ u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
+  return prmt_b32(prmt_b32(a, b, 0x0040), prmt_b32(c, d, 0x0040), 0x5410);
 }
 
 // `uniform` in [0, 1): up where the distance to the code below, in steps, is larger. Otherwise to nearest even.
@@ -85,40 +91,56 @@ __device__ __forceinline__ uint4 philox(u64 counter, u64 seed) {
   return c;
 }
 
-// COUNT consecutive values, scaled, as codes: the first in the lowest bits. `index` is that of the first among all elements,
-// and `exists` tells whether the block has a scale, where the encoding has no NaN to say so.
 template <int COUNT>
-__device__ __forceinline__ void encode(u32 (&word)[(COUNT + kWordCodes - 1) / kWordCodes], const float (&y)[COUNT], float reciprocal,
-                                       bool exists, [[maybe_unused]] u64 index, [[maybe_unused]] u64 seed) {
+constexpr int kCodeWords = (COUNT + kWordCodes - 1) / kWordCodes;
+
+// COUNT consecutive values, scaled, as codes: the first in the lowest bits. `index` is that of the first among all elements.
+// The reciprocal is NaN where the block has no scale; encodings without NaN then give zeros.
+template <int COUNT>
+__device__ __forceinline__ void encode(u32 (&word)[kCodeWords<COUNT>], const float (&y)[COUNT], float reciprocal,
+                                       [[maybe_unused]] u64 index, [[maybe_unused]] u64 seed) {
+  float v[COUNT];
 #pragma unroll
-  for (int w = 0; w < (COUNT + kWordCodes - 1) / kWordCodes; ++w) word[w] = 0;
+  for (int i = 0; i < COUNT; ++i) v[i] = mul_rn_f32(y[i], reciprocal);
+#pragma unroll
+  for (int w = 0; w < kCodeWords<COUNT>; ++w) word[w] = 0;
   if (kCodeBits == 8 && !kIntegerCodes) {
 #pragma unroll
-    for (int i = 0; i < COUNT; i += 2)
-      word[i / 4] |= eight_bit_pair(mul_rn_f32(y[i], reciprocal), mul_rn_f32(y[(i + 1) % COUNT], reciprocal)) << (8 * (i % 4));
+    for (int i = 0; i < COUNT; i += 2) word[i / 4] |= eight_bit_pair(v[i], v[(i + 1) % COUNT]) << (8 * (i % 4));
     return;
   }
+  u32 code[COUNT];
   uint4 random = make_uint4(0, 0, 0, 0);
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    const float v = mul_rn_f32(y[i], reciprocal);
+    if (kIntegerCodes) {
+      code[i] = integer_code(v[i]);
+      continue;
+    }
     if (STOCHASTIC && i % 4 == 0) random = philox((index + i) >> 2, seed);
     // A group of two may begin in the middle of Philox's four words.
     if (STOCHASTIC && COUNT == 2 && i == 0 && (index & 2)) random = make_uint4(random.z, random.w, 0, 0);
     const u32 bits = i % 4 == 0 ? random.x : i % 4 == 1 ? random.y : i % 4 == 2 ? random.z : random.w;
-    const u32 code = kIntegerCodes ? integer_code(v) : e2m1_code(v, (float)(bits >> 8) * 0x1p-24f);
-    word[i / kWordCodes] |= (code & ((1u << kCodeBits) - 1)) << (kCodeBits * (i % kWordCodes));
+    code[i] = e2m1_code(v[i], (float)(bits >> 8) * 0x1p-24f);
   }
+  if (kCodeBits == 8 && COUNT % 4 == 0) {
 #pragma unroll
-  for (int w = 0; w < (COUNT + kWordCodes - 1) / kWordCodes; ++w) word[w] = exists ? word[w] : 0;
+    for (int i = 0; i < COUNT; i += 4) word[i / 4] = pack_bytes(code[i], code[(i + 1) % COUNT], code[(i + 2) % COUNT], code[(i + 3) % COUNT]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) word[i / kWordCodes] |= (code[i] & ((1u << kCodeBits) - 1)) << (kCodeBits * (i % kWordCodes));
+  }
+  if (SCALE_TYPE == 0) return;  // a given scale
+#pragma unroll
+  for (int w = 0; w < kCodeWords<COUNT>; ++w) word[w] = reciprocal == reciprocal ? word[w] : 0;
 }
 
 // COUNT codes at `address`.
 template <int COUNT>
-__device__ __forceinline__ void store_codes(char* address, const u32 (&word)[(COUNT + kWordCodes - 1) / kWordCodes]) {
+__device__ __forceinline__ void store_codes(char* address, const u32 (&word)[kCodeWords<COUNT>]) {
   constexpr int kBytes = COUNT * kCodeBits / 8;
   static_assert(kBytes == 1 || kBytes == 2 || kBytes == 4 || kBytes == 8, "one instruction");
-  constexpr int kLast = (COUNT + kWordCodes - 1) / kWordCodes - 1;
+  constexpr int kLast = kCodeWords<COUNT> - 1;
   if (kBytes == 8) st_global_v2(address, make_uint2(word[0], word[kLast]));
   else if (kBytes == 4) st_global_u32(address, word[0]);
   else if (kBytes == 2) st_global_u16(address, word[0]);

@@ -10,7 +10,7 @@ constexpr int kStoredBits = kCodeBits;
 // Multiplies by the scale, applies the signs of an inverse, and returns the largest magnitude, as bits.
 template <int COUNT, int PACKED_WORDS>
 __device__ __forceinline__ u32 scale_and_measure(float (&y)[COUNT], float scale, const SignBits<PACKED_WORDS>& signs, int first_word) {
-  u32 largest = 0;
+  float largest = 0.f;
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
     y[i] = mul_rn_f32(y[i], scale);
@@ -18,24 +18,80 @@ __device__ __forceinline__ u32 scale_and_measure(float (&y)[COUNT], float scale,
       const u32 mask = signs.mask(first_word + i * kSignedBytes / 4);
       y[i] = mov_f32_b32(mov_b32_f32(y[i]) ^ (kSixteenBitSigned && i % 2 == 0 ? mask << 16 : mask) & 0x80000000u);
     }
-    largest = max_u32(largest, mov_b32_f32(y[i]) & 0x7fffffffu);
+    largest = max_NaN_f32(largest, abs_f32(y[i]));
   }
-  return largest;
+  return mov_b32_f32(largest);
 }
 
-// The largest value of LANES neighbouring lanes.
-template <int LANES>
-__device__ __forceinline__ u32 largest_of_lanes(u32 v) {
-  if (LANES == 32) return redux_sync_max_u32(v);
+// The scales of the blocks that a warp's lanes hold together: GROUPS of them a lane, each spread over the lanes that differ in
+// the bits of `Lanes::mask(level)`, level = 0 .. Lanes::kLevels - 1.
+//
+// At each level a lane hands half of its groups to its partner and keeps the larger magnitudes of the other half. So
+// that half as many exchanges do, and a lane makes few scales, rather than every lane all of them: 16 groups of
+// 32 lanes take 16 exchanges and one scale a lane, not 80 and 16. Once a lane has one group, lanes hold the same.
+template <int GROUPS, typename Lanes>
+struct BlockScales {
+  __device__ static constexpr int log2(int v) { return v > 1 ? 1 + log2(v / 2) : 0; }
+  static constexpr int kSplits = Lanes::kLevels < log2(GROUPS) ? Lanes::kLevels : log2(GROUPS);
+  static constexpr int kOwn = GROUPS >> kSplits;
+  BlockScale own[kOwn];
+  int first;  // group of the first of them
+
+  // `magnitude` is used up.
+  __device__ __forceinline__ void make(const Quantizer& q, u32 (&magnitude)[GROUPS], u32 lane) {
+    first = 0;
 #pragma unroll
-  for (int distance = 1; distance < LANES; distance *= 2) v = max_u32(v, shfl_sync_bfly(v, distance));
-  return v;
-}
+    for (int level = 0; level < Lanes::kLevels; ++level) {
+      const u32 mask = Lanes::mask(level);
+      if (level >= kSplits) {
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) magnitude[i] = max_u32(magnitude[i], shfl_sync_bfly(magnitude[i], mask));
+        continue;
+      }
+      const int half = GROUPS >> (level + 1);
+      const bool upper = lane & mask;
+#pragma unroll
+      for (int i = 0; i < (GROUPS + 1) / 2; ++i) {
+        if (i >= half) continue;  // bounds that are no constants keep the compiler from unrolling
+        const u32 low = magnitude[i], high = magnitude[(i + half) % GROUPS];
+        magnitude[i] = max_u32(upper ? high : low, shfl_sync_bfly(upper ? low : high, mask));
+      }
+      first += upper ? half : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) own[i] = q.scale_of(magnitude[i]);
+  }
+
+  // Whether this is the lane, of those that hold the same, that stores its scales.
+  __device__ __forceinline__ static bool stores(u32 lane) {
+    u32 same = 0;
+#pragma unroll
+    for (int level = kSplits; level < Lanes::kLevels; ++level) same |= Lanes::mask(level);
+    return (lane & same) == 0;
+  }
+
+  // Of a group of this lane's; a constant, once loops are unrolled.
+  __device__ __forceinline__ float reciprocal(int group, u32 lane) const {
+    u32 owner = lane;
+#pragma unroll
+    for (int level = 0; level < kSplits; ++level)
+      owner = (group & (GROUPS >> (level + 1))) ? owner | Lanes::mask(level) : owner & ~(u32)Lanes::mask(level);
+    const float v = own[group % kOwn].reciprocal;
+    return kSplits == 0 ? v : shfl_sync_idx(v, owner);
+  }
+};
+
+// Neighbouring lanes.
+template <int LANES>
+struct NeighbouringLanes {
+  static constexpr int kLevels = LANES > 16 ? 5 : LANES > 8 ? 4 : LANES > 4 ? 3 : LANES > 2 ? 2 : LANES > 1 ? 1 : 0;
+  __device__ __forceinline__ static constexpr u32 mask(int level) { return 1u << level; }
+};
 
 // Encodes a group of one block and stores it; `index` is the number of its first element among all.
 template <int COUNT>
-__device__ __forceinline__ void encode_and_store(char* codes, const float (&y)[COUNT], const BlockScale& s, const Quantizer& q, u64 index) {
-  u32 word[(COUNT + kWordCodes - 1) / kWordCodes];
-  encode(word, y, s.reciprocal, s.exists, index, q.seed);
+__device__ __forceinline__ void encode_and_store(char* codes, const float (&y)[COUNT], float reciprocal, const Quantizer& q, u64 index) {
+  u32 word[kCodeWords<COUNT>];
+  encode(word, y, reciprocal, index, q.seed);
   store_codes<COUNT>(codes, word);
 }

@@ -63,6 +63,9 @@ def register(
     Returns:
         The names.
 
+    On a GPU, where FlashAttention-3 leaves padding away, the results of tokens that are padding are zeros, as with the flash
+    attention of transformers itself.
+
     Raises:
         TypeError, ValueError: A name without a recipe, or the reverse; a name that transformers gives a meaning to; no such
             recipe.
@@ -83,9 +86,17 @@ def register(
     wanted = {PREFIX + key: r for key, r in RECIPES.items()} if name is None else {name: find_recipe(recipe or "")}
     for key, found in wanted.items():
         AttentionInterface.register(key, _forward_of(found, engine))
-        # Boolean masks with four dimensions, or none where causal order says it all.
-        AttentionMaskInterface.register(key, AttentionMaskInterface()["sdpa"])
+        AttentionMaskInterface.register(key, attention_mask)
     return tuple(wanted)
+
+
+def attention_mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """The mask that transformers makes for ``sdpa``: boolean, with four dimensions, or None where causal order says it all."""
+    mask: Tensor | None = AttentionMaskInterface()["sdpa"](*arguments, **options)
+    if mask is not None and options.get("attention_mask") is not None:
+        # Not a caller's own mask: a token whose key is hidden from all is padding, and its result does not matter.
+        mask.hadacore_padding = True  # type: ignore[attr-defined]
+    return mask
 
 
 def _forward_of(recipe: AttentionRecipe, engine: str | Engine | None) -> Forward:
@@ -134,7 +145,7 @@ def attention_forward(
         key, value = key[:, :, :queries], value[:, :, :queries]
     window = None
     mask = _check_mask(attention_mask, keys)
-    if mask is not None and mask.device.type == "cuda":
+    if mask is not None and _may_run_flash_attention(mask):
         found = _simplified(mask)
         if found is not None:
             causal, window, mask = found.causal, found.window, found.padding
@@ -177,7 +188,12 @@ def _check_mask(mask: Tensor | None, keys: int) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"hadacore's attention takes boolean masks, true where a key is seen, got {got}")
-    return mask[..., :keys]
+    return mask if mask.shape[-1] == keys else mask[..., :keys]
+
+
+def _may_run_flash_attention(mask: Tensor) -> bool:
+    """Whether it is worth finding out what a mask says."""
+    return mask.device.type == "cuda"
 
 
 # One mask serves all layers of a forward pass, and finding out what it is waits for the GPU.
@@ -189,7 +205,7 @@ def _simplified(mask: Tensor) -> Simplified | None:
     last = _last_mask
     if last is not None and last[0]() is mask and last[1] == mask._version:
         return last[2]
-    found = simplify(mask)
+    found = simplify(mask, skip_padding=getattr(mask, "hadacore_padding", False))
     _last_mask = (weakref.ref(mask), mask._version, found)
     return found
 

@@ -27,6 +27,8 @@ class Fusion:
         scale_type: ``SCALE_TYPE``: 0 where the scale is given, else the type of the scales that are made.
         block: ``QUANTIZED_BLOCK``: consecutive elements that share a scale; 0 where it is given.
         scale_layout: ``SCALE_LAYOUT``: row by row, block by block, or swizzled.
+        scale_columns: ``SCALE_COLUMNS``: scales of a row, where the layout depends on them; else 0.
+        clipped: ``CLIPPED``: whether values may lie beyond the largest code.
         global_scale: Whether block scales are relative to a given one.
         stochastic: Whether codes are rounded stochastically.
     """
@@ -35,6 +37,8 @@ class Fusion:
     scale_type: int
     block: int
     scale_layout: int = _ROW_MAJOR
+    scale_columns: int = 0
+    clipped: bool = False
     global_scale: bool = False
     stochastic: bool = False
 
@@ -60,6 +64,8 @@ class Fusion:
             "SCALE_TYPE": self.scale_type,
             "QUANTIZED_BLOCK": self.block,
             "SCALE_LAYOUT": self.scale_layout,
+            "SCALE_COLUMNS": max(1, self.scale_columns),
+            "CLIPPED": int(self.clipped),
             "GLOBAL_SCALE": int(self.global_scale),
             "STOCHASTIC": int(self.stochastic),
         }
@@ -78,6 +84,8 @@ def fusion_of(quantizer: Quantizer, n: int, global_scale: bool) -> Fusion:
         _SCALE_TYPES[format.scale_name] if quantizer.block else _GIVEN_SCALE,
         quantizer.block,
         layout,
+        0 if layout == _ROW_MAJOR else n // quantizer.block,
+        quantizer.clip_ratio < 1,
         global_scale and quantizer.block > 0,
         quantizer.stochastic,
     )

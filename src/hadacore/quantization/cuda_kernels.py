@@ -61,6 +61,6 @@ def _launch(
         scales = x.new_empty((columns, rows), dtype=format.scale_dtype).t()
     else:
         scales = x.new_empty((rows, columns), dtype=format.scale_dtype)
-    matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, columns, seed or 0)
+    matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
     backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix)
     return codes, scales

@@ -30,7 +30,6 @@ class ScaleMatrix:
         given: One fp32 scale, or None.
         factor: Of a block's largest magnitude.
         rows: Rows of the matrix of scales.
-        columns: Its columns.
         seed: Of stochastic rounding.
     """
 
@@ -38,13 +37,12 @@ class ScaleMatrix:
     given: Tensor | None
     factor: float
     rows: int
-    columns: int
     seed: int
 
     def arguments(self) -> tuple[int | float, ...]:
         """In the order of ``QUANTIZE_PARAMETERS`` in ``block_scales.cuh``."""
         given = 0 if self.given is None else self.given.data_ptr()
-        return self.scales.data_ptr(), given, self.factor, self.rows, self.columns, self.seed
+        return self.scales.data_ptr(), given, self.factor, self.rows, self.seed
 
 
 def quantize(

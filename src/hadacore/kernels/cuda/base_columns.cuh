@@ -76,8 +76,6 @@ __device__ __forceinline__ void write_column_matrix(u32 matrix) {
 }
 
 __device__ __forceinline__ void contract_by_wgmma(Results& result, Accumulators& value, u64 matrix) {
-#pragma unroll
-  for (int i = 0; i < kResults; ++i) order_after(value[i / 4][i % 4]);
   u32 high[4][4], low[4][4];  // [16 columns][a0..a3]
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
@@ -93,6 +91,7 @@ __device__ __forceinline__ void contract_by_wgmma(Results& result, Accumulators&
   for (int s = 0; s < 4; ++s) wgmma_m64n64k16_f32_bf16(sum, high[s][0], high[s][1], high[s][2], high[s][3], matrix + 2048 / 16 * s, 1);
   wgmma_commit_group();
   wgmma_wait_group<0>();
+  order_after_wait(sum);
 #pragma unroll
   for (int i = 0; i < 32; ++i) result[i / 2 % 2][i / 16][i / 4 % 4 * 2 + i % 2] = sum[i / 4][i % 4];
 }

@@ -119,6 +119,13 @@ __device__ __forceinline__ void wgmma_steps(Accumulators (&value)[WARP_TILES][kG
 }
 #endif
 
+// Sums are there only once their group of products was waited for, which the compiler does not know: without this it may
+// add to them before (28672, whose groups are added right away: a quarter of the results was wrong).
+__device__ __forceinline__ void order_after_wait(Accumulators& sum) {
+#pragma unroll
+  for (int i = 0; i < kResults; ++i) order_after(sum[i / 4][i % 4]);
+}
+
 // Hands the fragments of the warp's tiles to `multiply(first step, steps, fragments)`, a batch at a time. `steps` is a constant
 // once all is inlined.
 template <int WORDS, typename Multiply>

@@ -36,20 +36,45 @@ __device__ __forceinline__ constexpr int holder(int bit) {
   return above_lanes < 0 ? -1 : above_lanes == 0 ? -kRunParts : -(4 * kRunParts << (above_lanes - 1));
 }
 
-// Each run's largest magnitude becomes that of its block.
-__device__ __forceinline__ void spread_over_blocks(u32 (&magnitude)[kRuns]) {
-#pragma unroll
-  for (int bit = kLog2Run; (1 << bit) < QUANTIZED_BLOCK; ++bit) {
-#pragma unroll
-    for (int run = 0; run < kRuns; ++run) {
-      if (holder(bit) > 0) {
-        magnitude[run] = max_u32(magnitude[run], shfl_sync_bfly(magnitude[run], (u32)holder(bit)));
-      } else if ((run & -holder(bit)) == 0) {
-        const int other = (run - holder(bit)) % kRuns;
-        magnitude[run] = magnitude[other] = max_u32(magnitude[run], magnitude[other]);
-      }
-    }
+// The bits of a run's number that tell runs of one block apart, and the lanes that hold the rest of it.
+__device__ __forceinline__ constexpr int runs_of_block() {
+  int bits = 0;
+  for (int bit = kLog2Run; (1 << bit) < QUANTIZED_BLOCK; ++bit) bits |= holder(bit) < 0 ? -holder(bit) : 0;
+  return bits;
+}
+
+__device__ constexpr int count_bits(int bits) { return bits == 0 ? 0 : (bits & 1) + count_bits(bits >> 1); }
+__device__ constexpr int lane_bits_of_block(int bit) { return (1 << bit) >= QUANTIZED_BLOCK ? 0 : (holder(bit) > 0) + lane_bits_of_block(bit + 1); }
+
+struct LanesOfBlock {
+  static constexpr int kLevels = kBlockInLanes ? lane_bits_of_block(kLog2Run) : 0;
+  __device__ __forceinline__ static constexpr u32 mask(int level) {
+    int bit = kLog2Run;
+    for (; holder(bit) < 0 || level > 0; ++bit) level -= holder(bit) > 0;
+    return (u32)holder(bit);
   }
+};
+
+// Blocks of an M tile that a lane has a part of, and the number of a run's: the bits above and below those of
+// runs_of_block() count them.
+constexpr int kBlocksOfTile = kBlockInLanes ? kRuns >> count_bits(runs_of_block()) : 1;
+__device__ __forceinline__ constexpr int block_of_run(int run) {
+  int number = 0, place = 0;
+  for (int bit = 1; bit < kRuns; bit *= 2) {
+    if (runs_of_block() & bit) continue;
+    number |= run & bit ? 1 << place : 0;
+    ++place;
+  }
+  return number;
+}
+__device__ __forceinline__ constexpr int first_run_of_block(int block) {
+  int run = 0;
+  for (int bit = 1; bit < kRuns; bit *= 2) {
+    if (runs_of_block() & bit) continue;
+    run |= block & 1 ? bit : 0;
+    block >>= 1;
+  }
+  return run;
 }
 
 // The runs of a warp, of one unit.
@@ -81,11 +106,13 @@ template <typename Maxima>
 __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q, i64 unit, int first_tile, int slot, int warp_of_slot,
                                               TileRuns (&y)[WARP_TILES], float scale, int lane, Maxima& maxima) {
   const Runs runs(r, unit, first_tile, lane);
-  u32 magnitude[WARP_TILES][kRuns], of_row[kUnitRows];
+  BlockScales<kBlocksOfTile, LanesOfBlock> scales[WARP_TILES];
+  u32 of_row[kUnitRows];
 #pragma unroll
   for (int row = 0; row < kUnitRows; ++row) of_row[row] = 0;
 #pragma unroll
   for (int tile = 0; tile < WARP_TILES; ++tile) {
+    u32 magnitude[kRuns];
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const bool exists = runs.in_matrix(tile, run) && runs.row(run) < runs.rows_left;
@@ -103,12 +130,24 @@ __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q,
         }
       }
       const u32 measured = scale_and_measure(y[tile][run], scale, sign_bits, 0);
-      magnitude[tile][run] = exists ? measured : 0;  // what lies beyond the matrix may be anything
+      magnitude[run] = exists ? measured : 0;  // what lies beyond the matrix may be anything
 #pragma unroll
       for (int row = 0; row < kUnitRows; ++row)
-        of_row[row] = max_u32(of_row[row], kUnitRows == 1 || runs.row(run) == row ? magnitude[tile][run] : 0);
+        of_row[row] = max_u32(of_row[row], kUnitRows == 1 || runs.row(run) == row ? magnitude[run] : 0);
     }
-    if (kBlockInLanes) spread_over_blocks(magnitude[tile]);
+    if (!kBlockInLanes) continue;
+    u32 of_block[kBlocksOfTile];
+#pragma unroll
+    for (int block = 0; block < kBlocksOfTile; ++block) of_block[block] = 0;
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) of_block[block_of_run(run)] = max_u32(of_block[block_of_run(run)], magnitude[run]);
+    scales[tile].make(q, of_block, lane);
+#pragma unroll
+    for (int i = 0; i < scales[tile].kOwn; ++i) {
+      const int run = first_run_of_block(scales[tile].first + i);
+      const bool exists = runs.in_matrix(tile, run) && runs.row(run) < runs.rows_left;
+      if (exists && scales[tile].stores(lane)) q.store_scale((u32)(runs.index(tile, run) / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)), scales[tile].own[i]);
+    }
   }
   if (kBlockIsRow) {
     maxima.publish(of_row, slot, warp_of_slot);
@@ -127,18 +166,16 @@ __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q,
       const int row = (runs.lane_column >> LOG2_SIZE) + row_of_run;
       s = q.scale_of(maxima.largest(slot, row));
       const bool has_first_element = runs.first_i == 0 && (runs.lane_column & (kColumns - 1)) == 0;
-      if (has_first_element && row < runs.rows_left) q.store_scale(runs.first_row + row, s);
+      if (has_first_element && row < runs.rows_left) q.store_scale((u32)(runs.first_row + row), s);
     }
 #pragma unroll
     for (int i = 0; i < WARP_TILES * kRuns; ++i) {
       const int tile = i / kRuns, run = i % kRuns;
       if (run_column(run) >> LOG2_SIZE != row_of_run) continue;
-      if (kBlockInLanes) s = q.scale_of(magnitude[tile][run]);
+      const float reciprocal = kBlockInLanes ? scales[tile].reciprocal(block_of_run(run), lane) : s.reciprocal;
       if (!runs.in_matrix(tile, run) || runs.row(run) >= runs.rows_left) continue;
       const u64 index = runs.index(tile, run);
-      encode_and_store(r.y + stored_bytes(index), y[tile][run], s, q, index);
-      if (kBlockInLanes && runs.offset(tile, run) % (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1) == 0)
-        q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
+      encode_and_store(r.y + stored_bytes(index), y[tile][run], reciprocal, q, index);
     }
   }
 }

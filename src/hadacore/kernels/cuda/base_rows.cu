@@ -109,6 +109,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
     };
     apply_base(base_matrix, resident, first_tile, lane, multiply);
+#if WGMMA
+#pragma unroll
+    for (int i = 0; i < WARP_TILES * kGroups; ++i) order_after_wait(value[i / kGroups][i % kGroups]);
+#endif
     // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
     if (STAGES == 0) bar_warp_sync();
 

@@ -91,23 +91,30 @@ __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTile
       largest = max_u32(largest, magnitude[i]);
     }
   }
-  BlockScale s;
-  if (SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(0);
-  else if (kBlockIsRow) {
+  BlockScales<kGroups, NeighbouringLanes<kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? 1 : kBlockLanes>> scales;
+  BlockScale of_all;
+  if (SCALE_TYPE == GIVEN_SCALE) {
+    of_all = q.scale_of(0);
+  } else if (kBlockIsRow) {
     maxima.publish({largest}, 0, threadIdx.x / 32);
     maxima.meet();
-    s = q.scale_of(maxima.largest(0, 0));
+    of_all = q.scale_of(maxima.largest(0, 0));
+    if (threadIdx.x == 0 && block == 0) q.store_scale(row, of_all);
+  } else {
+    scales.make(q, magnitude, threadIdx.x % 32);
+#pragma unroll
+    for (int i = 0; i < scales.kOwn; ++i) {
+      const int group = scales.first + i;
+      const int element = group_element(0, first_group + group / kParts * kThreads, group % kParts);
+      if (scales.stores(threadIdx.x % 32)) q.store_scale(row * (kSize / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)) + element / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), scales.own[i]);
+    }
   }
-  if (kBlockIsRow && SCALE_TYPE != GIVEN_SCALE && threadIdx.x == 0 && block == 0) q.store_scale(row, s);
+  char* const first_code = codes + stored_bytes((u64)row * kSize + first_group * kGroup);
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
-    const int element = group_element(0, first_group + i / kParts * kThreads, i % kParts);
-    const u64 index = (u64)row * kSize + element;
-    if (!kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) {
-      s = q.scale_of(largest_of_lanes<kBlockIsRow ? 1 : kBlockLanes>(magnitude[i]));
-      if (threadIdx.x % (kBlockLanes > 0 ? kBlockLanes : 1) == 0) q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
-    }
-    encode_and_store(codes + stored_bytes(index), y[i], s, q, index);
+    const int distance = group_element(0, i / kParts * kThreads, i % kParts);
+    const float reciprocal = kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? of_all.reciprocal : scales.reciprocal(i, threadIdx.x % 32);
+    encode_and_store(first_code + stored_bytes(distance), y[i], reciprocal, q, (u64)row * kSize + first_group * kGroup + distance);
   }
 }
 #else

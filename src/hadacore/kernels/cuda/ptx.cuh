@@ -297,6 +297,19 @@ __device__ __forceinline__ float max_f32(float a, float b) {
   return larger;
 }
 
+// max.NaN.f32: NaN if either is.
+__device__ __forceinline__ float max_NaN_f32(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+
+__device__ __forceinline__ float abs_f32(float v) {
+  float magnitude;
+  asm("abs.f32 %0, %1;" : "=f"(magnitude) : "f"(v));
+  return magnitude;
+}
+
 __device__ __forceinline__ u32 max_u32(u32 a, u32 b) {
   u32 larger;
   asm("max.u32 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
@@ -322,6 +335,13 @@ __device__ __forceinline__ float shfl_sync_bfly(float v, u32 mask) {
 __device__ __forceinline__ u32 shfl_sync_bfly(u32 v, u32 mask) {
   u32 other;
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(v), "r"(mask));
+  return other;
+}
+
+// shfl.sync.idx: the value of that lane.
+__device__ __forceinline__ float shfl_sync_idx(float v, u32 lane) {
+  float other;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(other) : "f"(v), "r"(lane));
   return other;
 }
 

@@ -24,17 +24,30 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
     magnitude[i] = scale_and_measure(y[i], scale, sign_bits, 4 * i);
     largest = max_u32(largest, magnitude[i]);
   }
-  BlockScale s;
-  if (kBlockIsRow || SCALE_TYPE == GIVEN_SCALE) s = q.scale_of(SCALE_TYPE == GIVEN_SCALE ? 0 : redux_sync_max_u32(largest));
+  BlockScales<kUnitVectors, NeighbouringLanes<kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? 1 : kBlockLanes>> scales;
+  BlockScale of_all;
+  if (SCALE_TYPE == GIVEN_SCALE) {
+    of_all = q.scale_of(0);
+  } else if (kBlockIsRow) {
+    of_all = q.scale_of(redux_sync_max_u32(largest));
+    if (lane == 0 && elements_present(cursor, first_distance) > 0) q.store_scale((u32)unit, of_all);
+  } else {
+    scales.make(q, magnitude, lane);
+#pragma unroll
+    for (int i = 0; i < scales.kOwn; ++i) {
+      const int vector = scales.first + i;
+      const bool present = elements_present(cursor, first_distance + vector * 32 * kVectorElements) > 0;
+      const u64 index = unit * kUnitElements + vector * 32 * kVectorElements + lane * kVectorElements;
+      if (present && scales.stores(lane)) q.store_scale((u32)(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)), scales.own[i]);
+    }
+  }
 #pragma unroll
   for (int i = 0; i < kUnitVectors; ++i) {
-    if (!kBlockIsRow && SCALE_TYPE != GIVEN_SCALE) s = q.scale_of(largest_of_lanes<kBlockLanes>(magnitude[i]));
+    const float reciprocal = kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? of_all.reciprocal : scales.reciprocal(i, lane);
     const int distance = first_distance + i * 32 * kVectorElements;
     if (elements_present(cursor, distance) == 0) continue;
     const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
-    encode_and_store(cursor.y + stored_bytes(distance), y[i], s, q, index);
-    const bool first_of_block = kBlockIsRow ? i == 0 && lane == 0 : lane % (kBlockLanes > 0 ? kBlockLanes : 1) == 0;
-    if (SCALE_TYPE != GIVEN_SCALE && first_of_block) q.store_scale(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), s);
+    encode_and_store(cursor.y + stored_bytes(distance), y[i], reciprocal, q, index);
   }
 }
 #endif
