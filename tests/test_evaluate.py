@@ -136,7 +136,20 @@ def test_other_options_are_refused(model: Path, task: Path, whole: Path, options
 
 def test_another_model_or_task_in_the_same_place_is_refused(tmp_path: Path) -> None:
     model, task = save_model(tmp_path / "model"), write_task(tmp_path / "task")
-    arguments = ("--model", model, "--tasks", task, "--limit", "1", "--segments", "1", "--rows", "fp16", "--out", tmp_path)
+    arguments = (
+        "--model",
+        model,
+        "--tasks",
+        task,
+        "--limit",
+        "1",
+        "--segments",
+        "1",
+        "--rows",
+        "fp16",
+        "--out",
+        tmp_path,
+    )
     run(*arguments)
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -193,7 +206,20 @@ def test_outlier_channels_are_labelled(model: Path, task: Path, whole: Path, tmp
 def test_text_alone(model: Path, tmp_path: Path) -> None:
     text = tmp_path / "some.txt"
     text.write_text("The same line again, and once more. " * 40)
-    out = run("--model", model, "--text", text, "--segments", "2", "--segment-tokens", "100", "--rows", "fp8", "--out", tmp_path)
+    out = run(
+        "--model",
+        model,
+        "--text",
+        text,
+        "--segments",
+        "2",
+        "--segment-tokens",
+        "100",
+        "--rows",
+        "fp8",
+        "--out",
+        tmp_path,
+    )
     assert "198 tokens in 2 segments of some.txt" in out and "accuracy" not in out
     assert not (tmp_path / "hadacore-eval-questions.jsonl").exists()
     assert read(tmp_path)["rows"][1]["accuracy"] is None
@@ -231,6 +257,35 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "evaluations need lm-eval and transformers" in text and 'pip install "hadacore[eval]"' in text
 
 
+# ---- experiments -----------------------------------------------------------------------------------
+
+
+def test_fa3_error(tmp_path: Path) -> None:
+    text = run("--experiment", "fa3-error", "--sequences", "128,256", "--head-dims", "64", "--out", tmp_path)
+    assert "| sequence | head size | format | scale per | not rotated |" in text
+    assert "| 128 | 64 | fp8_e4m3 | tensor |" in text and "| 256 | 64 | fp8_e4m3 | token |" in text
+    for ending in ("csv", "json", "md", "png"):
+        assert f"fa3_error.{ending}" in text and (tmp_path / f"fa3_error.{ending}").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--experiment", "fa4-error"], "--experiment: expected fa3-error, got 'fa4-error'"),
+        (
+            ["--experiment", "fa3-error", "--model", "m"],
+            "--model: is about a model, and --experiment fa3-error has none",
+        ),
+        (["--experiment", "fa3-error", "--batch-size", "8"], "--batch-size: is about a model"),
+        (["--experiment", "fa3-error", "--sequences", "many"], "expected whole numbers, got 'many'"),
+        (["--experiment", "fa3-error", "--head-dims", "0"], "got 0"),
+        (["--model", "m", "--head-dims", "64"], "--head-dims: needs --experiment"),
+    ],
+)
+def test_experiment_errors(tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in run(*options, "--out", tmp_path, code=2)
+
+
 # ---- texts, parts, summaries -----------------------------------------------------------------------
 
 
@@ -256,7 +311,10 @@ def test_segments() -> None:
     assert [len(part) for part in segments_of(tokenizer, [text], 9, 30)] == [30, 30, 30]
     assert segments_of(tokenizer, [text], 1, 30) == [list(text[:30].encode())]
     assert [len(part) for part in segments_of(tokenizer, [text], 9, 300)] == [100]
-    assert segments_of(tokenizer, [text, text[:20], "short"], 9, 30) == [list(text[-30:].encode()), list(text[:20].encode())]
+    assert segments_of(tokenizer, [text, text[:20], "short"], 9, 30) == [
+        list(text[-30:].encode()),
+        list(text[:20].encode()),
+    ]
     with pytest.raises(ValueError, match="the text must have 16 tokens or more, got 5"):
         segments_of(tokenizer, ["short"], 9, 30)
 

@@ -32,6 +32,7 @@ from hadacore.evaluation.models import EvaluationUnavailableError
 from hadacore.evaluation.report import cells_of, columns_for
 from hadacore.evaluation.rows import ROWS, rows_named
 from hadacore.evaluation.run import Settings
+from hadacore.experiments import fa3_error_table, run_fa3_error, write_fa3_error
 from hadacore.kernels.architectures import CHECKED
 from hadacore.plan import plan as make_plan
 
@@ -236,6 +237,7 @@ def _summary(benchmark: Benchmark) -> Table:
 
 @app.command("eval")
 def eval_command(
+    context: typer.Context,
     model: Annotated[str | None, typer.Option(help="A model's folder, or its name on the hub.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, such as mmlu, and task files (.yaml).")] = None,
     num_fewshot: Annotated[
@@ -256,12 +258,21 @@ def eval_command(
     text: Annotated[Path | None, typer.Option(help="Text for KL divergence and perplexity.", dir_okay=False)] = None,
     segments: Annotated[int, typer.Option(help="Segments of that text, at most.")] = 16,
     segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment, at most.")] = 512,
+    experiment: Annotated[
+        str | None, typer.Option(help=f"An experiment instead of a model: {', '.join(evaluate.EXPERIMENTS)}.")
+    ] = None,
+    sequences: Annotated[str, typer.Option(help="Sequence lengths of the experiment.")] = "512,1024,2048,4096,8192",
+    head_dims: Annotated[str, typer.Option(help="Head sizes of the experiment.")] = "64,128",
     out: _Out = Path(),
     device: _Device = None,
 ) -> None:
     """Compare a model's accuracy with attention in FP8, INT8 and INT4, with and without rotation."""
+    evaluate.check_options(context, experiment)
     where = _device(device)
     _need_matplotlib()
+    if experiment is not None:
+        _fa3_error(integers(sequences, "--sequences"), integers(head_dims, "--head-dims"), out, where)
+        return
     if model is None:
         raise typer.BadParameter("needs a model's folder or its name on the hub", param_hint="--model")
     console = _console()
@@ -303,6 +314,20 @@ def eval_command(
     for note in notes:
         console.print(escape(note), style="dim", soft_wrap=True)
     _print_files(console, files)
+
+
+def _fa3_error(sequences: tuple[int, ...], head_dims: tuple[int, ...], out: Path, where: torch.device) -> None:
+    console = _console()
+    console.print(device_name(where), style="dim")
+    with _progress() as bar:
+        task = bar.add_task("fa3-error", total=None)
+        with user_errors():
+            rows = run_fa3_error(
+                sequences=sequences, head_dims=head_dims, device=where,
+                progress=lambda done, of: bar.update(task, completed=done, total=of),
+            )  # fmt: skip
+    console.print(fa3_error_table(rows), soft_wrap=True, markup=False)
+    _print_files(console, write_fa3_error(rows, out, where))
 
 
 @app.command("plan")

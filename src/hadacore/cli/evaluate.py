@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import typer
 
 from hadacore.benchmarking.report import write_whole
 from hadacore.evaluation import report
@@ -15,6 +16,27 @@ from hadacore.evaluation.outliers import OutlierChannels
 from hadacore.evaluation.picture import draw
 from hadacore.evaluation.rows import Row
 from hadacore.evaluation.run import NAME, Evaluation, Progress, Settings
+
+#: What ``--experiment`` takes.
+EXPERIMENTS = ("fa3-error",)
+
+_OF_EXPERIMENTS = {"sequences", "head_dims"}
+_OF_BOTH = {"experiment", "out", "device"}
+
+
+def check_options(context: typer.Context, experiment: str | None) -> None:
+    """Refuse options that would do nothing: those of a model beside an experiment, and the reverse."""
+    if experiment is not None and experiment not in EXPERIMENTS:
+        raise typer.BadParameter(f"expected {' or '.join(EXPERIMENTS)}, got {experiment!r}", param_hint="--experiment")
+    for name in context.params:
+        given = context.get_parameter_source(name)
+        if given is None or given.name != "COMMANDLINE" or name in _OF_BOTH:
+            continue
+        option = "--" + name.replace("_", "-")
+        if experiment is not None and name not in _OF_EXPERIMENTS:
+            raise typer.BadParameter(f"is about a model, and --experiment {experiment} has none", param_hint=option)
+        if experiment is None and name in _OF_EXPERIMENTS:
+            raise typer.BadParameter("needs --experiment", param_hint=option)
 
 
 def title_of(settings: Settings) -> str:
