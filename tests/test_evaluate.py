@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from hadacore.cli.app import app
 from hadacore.evaluation.parts import Parts
-from hadacore.evaluation.report import summarize
+from hadacore.evaluation.report import markdown, notes_for, summarize
 from hadacore.evaluation.rows import ROWS, rows_named
 from hadacore.evaluation.run import Evaluation, Results, Settings
 from hadacore.evaluation.texts import compare_logits, read_texts, segments_of
@@ -354,6 +354,26 @@ def test_tasks_are_summed_by_question(tmp_path: Path) -> None:
     (summary,) = summarize(rows_named(["fp16"]), Results({"fp16": questions}, {"fp16": [segment]}))
     assert summary.accuracy is not None and summary.accuracy.value == 0.5
     assert {name: found.value for name, found in summary.by_task.items()} == {"a": pytest.approx(1 / 3), "b": 1.0}
+
+
+def test_published_numbers_stand_beside_mmlu() -> None:
+    questions = [
+        {"task": f"mmlu_{subject}", "right": right, "target": 0, "log_likelihoods": [-1.0]}
+        for subject, right in (("anatomy", True), ("law", False), ("law", True))
+    ]
+    segment = {"positions": 10, "loss": 1.0, "divergence": 0.001, "agreement": 0.9}
+    rows = rows_named(["fp8", "int8"])
+    results = Results({row.name: questions for row in rows}, {row.name: [segment, segment] for row in rows})
+    settings = Settings("some/model", ("mmlu",), num_fewshot=5, dtype="float16")
+    made_with = dict.fromkeys(("gpu", "hadacore", "commit", "torch", "transformers", "lm_eval"), "1")
+    summaries = summarize(rows, results)
+    text = markdown("Some title", summaries, settings, notes_for(settings, results, made_with, 3))
+    assert "| FP16 attention | 66.67 ± 33.33 |  |  |  |  |  |  | 2.7183 | 65.38 |" in text
+    assert "| FP8, no rotation | 66.67 ± 33.33 | +0.00 ± 0.00 | 0, 0 | 1.000 | +0.0000 ± 0.0000 |" in text
+    assert "| 1.00e-03 | 90.00 | 2.7183 | 64.40 |" in text
+    assert "| mmlu_law | 50.00 ± 50.00 | 50.00 ± 50.00 | 50.00 ± 50.00 |" in text
+    assert "one standard error of each is 0.40 points" in text and "examples before each: 5" in text
+    assert "not float16" not in text
 
 
 def test_rows_must_have_answered_the_same_questions(model: Path, task: Path, tmp_path: Path) -> None:

@@ -148,6 +148,16 @@ def test_unknown_task(tokenizer: Any, manager: TaskManager, tmp_path: Path) -> N
         answer_tasks(make(tokenizer, tmp_path / "parts"), find_tasks(["mmlv"]), manager, None, None)
 
 
+def test_data_out_of_reach(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Couldn't reach 'cais/mmlu' on the Hub")
+
+    monkeypatch.setattr(harness, "simple_evaluate", refuse)
+    tasks = find_tasks([str(write_task(tmp_path))])
+    with pytest.raises(ValueError, match=r"needs the network or a filled cache: Couldn't reach 'cais/mmlu'"):
+        answer_tasks(make(tokenizer, tmp_path / "parts"), tasks, harness.task_manager(tasks), None, None)
+
+
 def test_task_files(tmp_path: Path) -> None:
     path = write_task(tmp_path)
     tasks = find_tasks([str(path), "mmlu"])

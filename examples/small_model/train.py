@@ -1,7 +1,8 @@
 """Trains the small model: a byte-level language model of the Llama architecture on text that comes with Python.
 
-    python examples/small_model/train.py --minutes 6 --out model
+    python examples/small_model/train.py --minutes 2 --out model
 
+On an H100 two minutes are enough: what a Python without its tests brings along, 9 MB, is learned by heart from then on.
 Needs transformers and no network. Writes ``model.safetensors`` (bfloat16), ``config.json``, the tokenizer, the test
 part of the corpus (``test.jsonl``), and ``PROVENANCE.json``, each aside and then renamed: at the first improvement
 after a minute since the last write, at the end of the time, and on SIGTERM or Ctrl-C. What is kept is the model with
@@ -42,7 +43,7 @@ SAVE_SECONDS = 60.0  # between two saves of an improving model
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training; start and end take half a minute more")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of training; start and end take half a minute more")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--seed", type=int, default=20260)
     parser.add_argument("--layers", type=int, default=6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import time
@@ -142,6 +143,7 @@ class StoringModel(HFLM):  # type: ignore[misc]
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options that it is not given here
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.parts: Parts | None = None
         self.part = ""
         self.report: Progress = lambda done, of: None
@@ -191,8 +193,11 @@ class StoringModel(HFLM):  # type: ignore[misc]
     def _answer(
         self, batch: list[tuple[int, ...]], members: dict[tuple[int, ...], list[int]], requests: list[Request]
     ) -> dict[int, Answer]:
+        # A large vocabulary times a long context would fill the memory, and only the answers' logits are looked at.
+        longest = max(len(requests[index][2]) for ids in batch for index in members[ids])
+        kept = {"logits_to_keep": longest} if self._keeps_logits else {}
         with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor(batch, device=self.device), use_cache=False).logits
+            logits = self.model(input_ids=torch.tensor(batch, device=self.device), use_cache=False, **kept).logits
         found = {}
         for ids, of_input in zip(batch, logits, strict=True):
             for index in members[ids]:
@@ -259,11 +264,16 @@ def answer_tasks(
             )
     disable_progress_bars()
     entries = [dict(entry) if isinstance(entry, dict) else entry for entry in tasks.entries]
-    with _no_bars():
-        found = simple_evaluate(
-            model=model, tasks=entries, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=0, log_samples=True,
-            task_manager=manager,
-        )  # fmt: skip
+    try:
+        with _no_bars():
+            found = simple_evaluate(
+                model=model, tasks=entries, num_fewshot=num_fewshot, limit=limit, bootstrap_iters=0, log_samples=True,
+                task_manager=manager,
+            )  # fmt: skip
+    except (ConnectionError, FileNotFoundError) as error:  # of the datasets library, which looks on the hub
+        raise ValueError(
+            f"cannot load the data of the tasks, which needs the network or a filled cache: {error}"
+        ) from error
     return [_question(task, sample) for task, samples in sorted(found["samples"].items()) for sample in samples]
 
 

@@ -34,6 +34,7 @@ def draw(summaries: Sequence[Summary], title: str) -> bytes:
             axes.set_xscale("log")
         elif not logarithmic:
             axes.axvline(0, color="#8a8f98", linewidth=1, linestyle="--", zorder=0)
+            axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         names = [summary.row.title for summary in shown] if index == 0 else [""] * len(shown)
         axes.set_yticks(range(len(shown)), names, fontsize=8)
