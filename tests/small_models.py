@@ -62,7 +62,7 @@ def save_model(folder: Path, kind: str = "llama") -> Path:
 
 
 def write_task(folder: Path, questions: int = 8, **changes: Any) -> Path:
-    """A task file with its data: questions of several lengths, answers of 1 to 3 bytes."""
+    """A task file with its data: questions of several lengths, answers of 1 to 3 bytes, so that inputs of one length mix them."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)

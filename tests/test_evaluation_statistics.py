@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -83,6 +85,19 @@ def test_every_recipe_has_a_row() -> None:
     assert [row.name for row in ROWS] == list(RECIPES)
     published = {row.name: row.published for row in ROWS if row.published is not None}
     assert published == {"fp16": 65.38, "fp8": 64.40, "fp8_rotated": 65.09, "fp8_explicit": 65.45}
+
+
+def test_documentation_lists_the_rows() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    lines = [
+        line for line in text.partition("## The rows")[2].partition("## ")[0].splitlines() if line.startswith("| `")
+    ]
+    listed = [name for line in lines for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert listed == [row.name for row in ROWS]
+    published = {line.split("`")[1]: line.split("|")[3].strip() for line in lines}
+    for row in ROWS:
+        if row.name in published:
+            assert published[row.name] == ("" if row.published is None else f"{row.published:.2f}")
 
 
 def test_rows_by_name() -> None:
