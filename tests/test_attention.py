@@ -15,6 +15,8 @@ from hadacore.attention import RECIPES, AttentionRecipe, EmulatedEngine, quantiz
 from hadacore.attention.emulated import keys_of_a_block
 from hadacore.attention.operands import Packing, prepare, quantize_heads, rotate, rotate_back
 from hadacore.attention.visibility import simplify
+from hadacore.formats import E4M3
+from hadacore.quantization import rounding
 from tests import oracle
 from tests.attention_oracle import exact_attention, fp8_attention, visible
 from tests.tolerances import attention_error, attention_flips, attention_float32, relative_error
@@ -156,6 +158,27 @@ def test_scales_are_those_of_their_group(format: str, granularity: str) -> None:
         assert scales[b, t, h] == expected
         assert (operand.codes[b, t, h].float() * scales[b, t, h] - x[b, t, h]).abs().max() <= 16 * expected
         assert operand.codes[b, t, h].float().abs().max() <= maximum
+
+
+@given(
+    exponent=st.integers(-130, 120),
+    mantissa=st.floats(1, 2, exclude_max=True),
+    seed=st.integers(0, 99),
+    bits=st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_nothing_is_beyond_the_largest_code(exponent: int, mantissa: float, seed: int, bits: bool) -> None:
+    """Codes without clamping are those with it, whatever the largest magnitude is."""
+    x = torch.rand(1, 40, 1, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    x.view(-1)[seed % 320] = 1.0
+    x = (x * mantissa).mul(2.0 ** (exponent // 2)).mul(2.0 ** (exponent - exponent // 2))
+    x = x.bfloat16() if bits else x
+    operand = quantize_heads(x, "fp8_e4m3", "head", 1)
+    assert operand.scales is not None
+    clamped = rounding.to_float8(x.float() * operand.scales.reciprocal(), E4M3)
+    assert torch.equal(operand.codes.view(torch.uint8), clamped.view(torch.uint8))
+    if exponent > -110:
+        assert operand.codes.float().abs().max() == 448
 
 
 def test_scales_of_packed_blocks_do_not_cross_sequences() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from torch import Tensor
 import hadacore
 from hadacore.backends import cpu
 from hadacore.backends.cpu import building, native, torch_operations
+from hadacore.matrices import factor
+from hadacore.matrices.orders import base_matrix
 from tests import oracle, tolerances
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -145,6 +148,43 @@ def test_base_matrices_match_the_oracle(isa: str, dtype: torch.dtype, order: int
                 assert ((y.double() - exact).abs() <= bound).all(), (n, rows, options[1])
 
 
+KNOWN_ORDERS = [12, 20, 28]
+
+
+def _known(order: int, dtype: torch.dtype) -> Tensor:
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.tensor(base_matrix(factor(order)), dtype=work)
+
+
+@pytest.mark.parametrize("order", KNOWN_ORDERS)
+def test_constants_of_known_bases_are_the_matrices(order: int) -> None:
+    text = (building.SOURCES / "known_bases.hpp").read_text()
+    found = re.search(rf"KnownBase<{order}> \{{(.*?)\}};", text, re.S)
+    assert found is not None
+    words = [int(word, 16) for word in re.findall(r"0x[0-9a-f]+", found[1])]
+    matrix = base_matrix(factor(order << 8))
+    assert words == [sum(1 << p for p in range(order) if row[p] < 0) for row in matrix]
+    assert (matrix == matrix.T).all()
+
+
+@pytest.mark.parametrize("order", KNOWN_ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_known_bases_and_nearly_known_ones_match_the_oracle(isa: str, dtype: torch.dtype, order: int) -> None:
+    known = _known(order, dtype)
+    nearly = known.clone()
+    nearly[-1, -1] *= -1
+    for base in (known, nearly):
+        for log2 in range(11):
+            n = order << log2
+            for rows in (1, 5, 37, 67) if n < 4096 else (2,):
+                x, signs = _normal(rows, n, dtype=dtype), _signs(n, dtype)
+                for options in ((None, False), (signs, False), (signs, True)):
+                    y = _native(x, log2, n**-0.5, *options, base=base, isa=isa)
+                    exact = _exact(x, base, log2, n**-0.5, *options)
+                    bound = tolerances.base_bound(x, exact, base, log2, n**-0.5, dtype)
+                    assert ((y.double() - exact).abs() <= bound).all(), (n, rows, options[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_base_matrix_on_a_row_shared_out_among_threads(isa: str, dtype: torch.dtype) -> None:
     base = _signs(20 * 20, torch.float32).view(20, 20)
@@ -155,14 +195,14 @@ def test_base_matrix_on_a_row_shared_out_among_threads(isa: str, dtype: torch.dt
 
 
 @needs_library
-@pytest.mark.parametrize("order", [12, 28])
+@pytest.mark.parametrize("order", [12, 20, 28])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_instruction_sets_agree_in_bits_on_matrices_of_signs(dtype: torch.dtype, order: int) -> None:
-    base = _signs(order * order, torch.float64).view(order, order)
-    for log2 in (0, 2, 5, 9):
-        x = _normal(7, order << log2, dtype=dtype)
-        results = [_native(x, log2, 0.3, base=base, isa=name) for name in native.load().instruction_sets]
-        assert all(_same(result, results[0]) for result in results)
+    for base in (_signs(order * order, torch.float64).view(order, order), _known(order, dtype)):
+        for log2 in (0, 2, 5, 9):
+            x = _normal(7, order << log2, dtype=dtype)
+            results = [_native(x, log2, 0.3, base=base, isa=name) for name in native.load().instruction_sets]
+            assert all(_same(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -271,7 +311,7 @@ def test_base_matrix_in_place_and_with_gaps(isa: str, log2: int) -> None:
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_stores_past_the_caches_give_the_same(dtype: torch.dtype) -> None:
-    """Outputs of 8 MiB and more are stored otherwise; one of them does not begin at a whole vector."""
+    """Outputs of 4 MiB and more are stored otherwise; one of them does not begin at a whole vector."""
     x = _normal(1 << 22, dtype=dtype)
     for log2 in (3, 8, 11, 15):
         y = _native(x.view(-1, 1 << log2), log2)
@@ -288,10 +328,16 @@ def test_stores_past_the_caches_give_the_same(dtype: torch.dtype) -> None:
 # ---- isolation --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [1, 12, 28])
+@pytest.mark.parametrize("order", [1, 12, 20, 28])
 @pytest.mark.parametrize("log2", [0, 1, 3, 5, 8, 10])
 def test_a_row_depends_on_itself_alone(isa: str, log2: int, order: int) -> None:
-    base = None if order == 1 else _normal(order, order, dtype=torch.float32)
+    base = (
+        None
+        if order == 1
+        else _known(order, torch.float32)
+        if order == 20
+        else _normal(order, order, dtype=torch.float32)
+    )
     rows = 71
     for dtype in (torch.float32, torch.float16):
         x = _normal(rows, order << log2, dtype=dtype)

@@ -208,7 +208,7 @@ def test_sizes_with_a_base(order: int, log2_columns: int, rows: int, architectur
     target = ARCHITECTURES[architecture]
     for code in (0, 1, 2):
         plain = base_candidates(code, order, log2_columns, target)
-        for i, c in enumerate(plain):
+        for i in range(len(plain)):
             quantizers = _quantizers(n)
             chosen = (
                 Quantizer(BY_NAME["int8"], n)

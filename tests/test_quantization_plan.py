@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hadacore import hadamard_quantize, plan_quantize, prologues
+from hadacore.backends.cpu import native
 from hadacore.formats import FORMATS, Format
 
 
@@ -15,8 +16,22 @@ def test_bytes_are_those_of_the_tensors(format: Format) -> None:
     q = hadamard_quantize(x, format.name)
     moved = sum(t.numel() * t.element_size() for t in (x, q.codes, q.scales))
     plan = plan_quantize(256, format.name, rows=128, device="cpu")
-    assert plan.bytes_to_move == moved and not plan.fused
-    assert f"to {format.name}: composed, not fused" in str(plan)
+    assert plan.bytes_to_move == moved
+    if native.unavailable_reason() is None:
+        assert plan.fused and f"to {format.name}: fused\n" in str(plan) and "in the same pass" in str(plan)
+    else:
+        assert not plan.fused and "the native library is not used" in str(plan)
+
+
+def test_what_is_not_fused_says_why() -> None:
+    plan = plan_quantize(64, "mxfp4", stochastic=True, device="cpu")
+    assert not plan.fused and "to mxfp4: composed, not fused\n  because   " in str(plan)
+    long = plan_quantize(1 << 17, "int8", device="cpu")
+    assert not long.fused
+    if native.unavailable_reason() is None:
+        assert plan.composed_reason == "the native kernels round to nearest only"
+        assert long.composed_reason is not None and "up to 2^16, got 2^17" in long.composed_reason
+        assert plan_quantize(1 << 17, "int8", block_size=1 << 16, device="cpu").fused
 
 
 def test_prologues_count() -> None:

@@ -7,7 +7,7 @@
 True
 """
 
-from hadacore import attention, prologues
+from hadacore import prologues
 from hadacore.errors import BackendUnavailableError
 from hadacore.functional import hadamard_transform, hadamard_transform_
 from hadacore.matrices import Factorization, describe, factor, hadamard_matrix, known_orders
@@ -37,7 +37,6 @@ __all__ = [
     "QuantizedTensor",
     "RotatedLinear",
     "__version__",
-    "attention",
     "describe",
     "factor",
     "hadamard_matrix",

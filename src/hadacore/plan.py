@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
@@ -218,11 +219,13 @@ def plan(
     matrix = factor(size)
     target = _target(device, architecture, multiprocessors)
     if target is None or element.cuda_code is None:
-        work = f"in {'float64' if element.bytes == 8 else 'float32'}, PyTorch operations"
+        native = cpu.native.unavailable_reason() is None
+        work = f"in {'float64' if element.bytes == 8 else 'float32'}, {'native kernels' if native else 'PyTorch operations'}"
         stages = tuple(Stage(REGISTERS, (bit,), "memory", f"butterflies {work}") for bit in range(matrix.log2))
         if matrix.base_order > 1:
             product = Stage(REGISTERS, (), "memory", f"product with the base {work}", matrix.base_order)
-            stages = (product, *stages)
+            # The native kernels multiply by the base last, the PyTorch path first.
+            stages = (*stages, product) if native else (product, *stages)
         return Plan(problem, "cpu", stages)
     found, processors = target
     signs_are = signs_placement(signs, inverse)

@@ -51,6 +51,10 @@ struct Arguments {
   const char* base;
   i64 base_row_stride, base_column_stride;
   i64 inner;
+  const char *operand, *second_operand, *positions;
+  char* residual;
+  double epsilon;
+  i64 tokens;
   char* scales;
   const char* given_scale;
   double scale_factor;
@@ -65,6 +69,7 @@ enum class Format { FLOAT16, BFLOAT16 };
 // `instruction` is the name that errors are reported under.
 void load_global(void* value, const void* address, int bytes, const char* instruction);
 void store_global(void* address, const void* value, int bytes, const char* instruction);
+void reduce_global_max(void* address, u32 v, const char* instruction);
 void load_shared(void* value, u32 address, int bytes, const char* instruction);
 void store_shared(u32 address, const void* value, int bytes, const char* instruction);
 void start_copy(u32 shared_address, const void* address, const char* instruction);
@@ -90,6 +95,9 @@ u32 half_bits(float v);
 u32 bfloat16_bits(float v);
 u32 float8_bits(float v, int mantissa, int bias, double maximum);
 float reciprocal(float v);
+float square_root(float v);
+float power_of_two(float v);
+float error_function(float v);
 float half_value(u32 bits);
 
 }  // namespace emulator
@@ -144,6 +152,10 @@ __device__ __forceinline__ void st_global_u16(void* address, u32 v) {
 __device__ __forceinline__ void st_global_u8(void* address, u32 v) {
   const unsigned char low = (unsigned char)v;
   emulator::store_global(address, &low, 1, __func__);
+}
+
+__device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
+  emulator::reduce_global_max(address, v, __func__);
 }
 
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
@@ -319,6 +331,10 @@ __device__ __forceinline__ u32 cvt_rn_satfinite_e5m2x2_f32(float high, float low
 
 __device__ __forceinline__ float mul_rn_f32(float a, float b) { return a * b; }
 __device__ __forceinline__ float add_rn_f32(float a, float b) { return a + b; }
+__device__ __forceinline__ float fma_rn_f32(float a, float b, float c) { return (float)__builtin_fma((double)a, (double)b, (double)c); }
+__device__ __forceinline__ float sqrt_rn_f32(float v) { return emulator::square_root(v); }
+__device__ __forceinline__ float ex2_approx_f32(float v) { return emulator::power_of_two(v); }
+__device__ __forceinline__ float rcp_approx_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float rcp_rn_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float min_f32(float a, float b) { return a != a ? b : b != b ? a : a < b ? a : b; }
 __device__ __forceinline__ float max_f32(float a, float b) { return a != a ? b : b != b ? a : a > b ? a : b; }

@@ -35,6 +35,9 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 #if defined(BASE) && BASE != 0
   , a.base, a.base_row_stride, a.base_column_stride
 #endif
+#if PROLOGUE
+  , a.operand, a.second_operand, a.positions, a.residual, a.epsilon, a.tokens
+#endif
 #if ENCODING
   , a.scales, a.given_scale, a.scale_factor, a.scale_rows, a.seed
 #endif
@@ -79,6 +82,10 @@ class _Arguments(ctypes.Structure):
         ("base", ctypes.c_void_p),
         ("base_strides", ctypes.c_int64 * 2),
         ("inner", ctypes.c_int64),
+        ("operands", ctypes.c_void_p * 3),
+        ("residual", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+        ("tokens", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
         ("given_scale", ctypes.c_void_p),
         ("scale_factor", ctypes.c_double),
@@ -161,6 +168,23 @@ class Scales:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Operands:
+    """What a kernel with a prologue takes besides, in the order of its parameters.
+
+    Attributes:
+        read: Up to three tensors: up, weight, or cos, sin and positions.
+        residual: Read and written, or None.
+        epsilon: Of a normalisation.
+        tokens: Tokens after which positions repeat.
+    """
+
+    read: Sequence[Array] = ()
+    residual: Array | None = None
+    epsilon: float = 0.0
+    tokens: int = 1
+
+
 class Program:
     """Compiled kernel text with its launch shape."""
 
@@ -182,6 +206,7 @@ class Program:
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides = _CONTIGUOUS_ROWS, base: Array | None = None, base_strides: tuple[int, int] = (0, 0),
         inner: int = 1, grid: int = 1, seed: int = 0, scales: Scales | None = None,
+        operands: Operands | None = None,
     ) -> Report:  # fmt: skip
         """Launch ``grid`` clusters. The kernel may touch exactly the memory of ``x``, ``y``, ``signs`` and ``base``.
 
@@ -198,6 +223,7 @@ class Program:
             inner: Elements between two values of a contracted index, where it is not the lowest.
             grid: Clusters; blocks, where the cluster is one block.
             scales: Of a kernel that quantizes.
+            operands: Of a kernel with a prologue.
             seed: 0 runs threads in their natural order and lands asynchronous copies as late as it can. Others
                 shuffle the threads, and land copies at once (1 mod 3), at any moment (2 mod 3) or late (0 mod 3).
 
@@ -220,6 +246,15 @@ class Program:
             )
             arguments.scale_factor, arguments.quantizer_seed = scales.factor, scales.seed
             arguments.scale_rows = scales.rows
+        if operands is not None:
+            for i, operand in enumerate(operands.read):
+                buffers.append(_Buffer(f"operand {i}".encode(), *_extent(operand), 1, 0))
+                arguments.operands[i] = _extent(operand)[0]
+            if operands.residual is not None:
+                buffers.append(_Buffer(b"residual", *_extent(operands.residual), 1, 1))
+                arguments.residual = _extent(operands.residual)[0]
+            arguments.epsilon = operands.epsilon
+            arguments.tokens = operands.tokens
         launch = _Launch(
             entry=self._entry, arguments=ctypes.pointer(arguments), clusters=grid, cluster_blocks=self._cluster,
             threads=self._threads, shared_bytes=self._shared_bytes, buffer_count=len(buffers), seed=seed,
@@ -238,7 +273,8 @@ class EmulatedKernel(Program):
 
     def __init__(self, configuration: KernelConfiguration | BaseConfiguration, *, cuda_arch: int = 900) -> None:
         c = configuration
-        defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)))
+        # The compiler's own erff is not known without a header.
+        defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)), ("erff", "emulator::error_function"))
         super().__init__(
             kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
             cluster=c.cluster, programmatic=bool(c.programmatic),
@@ -249,8 +285,8 @@ class EmulatedKernel(Program):
         self, x: Array, y: Array, scale: float = 1.0, rows: int = 0, *, signs: Array | None = None, sign_rows: int = 1,
         strides: Strides | None = None, grid: int = 1, seed: int = 0, **more: Any,
     ) -> Report:  # fmt: skip
-        """As :meth:`Program.run`, ``base``, ``base_strides`` and ``scales`` included; signs and strides must be given exactly where the
-        configuration has them."""
+        """As :meth:`Program.run`, ``base``, ``base_strides`` and ``scales`` included; signs and strides must be given
+        exactly where the configuration has them."""
         if (signs is None) != (self.configuration.signs == NO_SIGNS):
             raise ValueError("signs do not go with the configuration")
         if (strides is None) == self.configuration.strided:

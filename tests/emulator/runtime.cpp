@@ -214,6 +214,16 @@ void store_global(void* address, const void* value, int bytes, const char* instr
   if (check_global(static_cast<const char*>(address), bytes, true, instruction)) std::memcpy(address, value, bytes);
 }
 
+// Atomic, and so no race with others of its kind; a buffer that is reduced into is neither read nor stored to.
+void reduce_global_max(void* address, u32 v, const char* instruction) {
+  if (current->previous_grid_runs) return report(instruction, "global memory is accessed before griddepcontrol_wait");
+  if (find_buffer(static_cast<const char*>(address), 4, 4, true, instruction) < 0) return;
+  u32 held;
+  std::memcpy(&held, address, 4);
+  held = std::max(held, v);
+  std::memcpy(address, &held, 4);
+}
+
 void load_shared(void* value, u32 address, int bytes, const char* instruction) {
   SharedPlace place;
   std::memset(value, kPoison, bytes);
@@ -406,6 +416,9 @@ u32 half_bits(float v) { return half_from_float(v); }
 u32 bfloat16_bits(float v) { return bfloat16_from_float(v); }
 u32 float8_bits(float v, int mantissa, int bias, double maximum) { return float8_from_float(v, mantissa, bias, maximum); }
 float reciprocal(float v) { return 1.f / v; }
+float square_root(float v) { return std::sqrt(v); }
+float power_of_two(float v) { return std::exp2(v); }
+float error_function(float v) { return std::erf(v); }
 float half_value(u32 bits) { return half_table()[bits & 0xffff]; }
 
 }  // namespace emulator

@@ -203,7 +203,7 @@ def quantize_heads(
     """Codes and scales of ``(batch, tokens, heads, head_dim)``, 16-bit or fp32, of which there is one at least.
 
     A scale is ``max(amax * fp32(1 / maximum), 2^-126)``, a code the rounded product with its reciprocal. A group that
-    holds NaN or infinity has the scale NaN.
+    holds NaN or infinity has the scale NaN, and any codes.
     """
     found = BY_NAME[format]
     encoding = found.encoding
@@ -234,7 +234,9 @@ def quantize_heads(
     scaled = values * (factor.unsqueeze(-1) if factor.dim() else factor.view(1))  # in fp32, whatever the values are
     if encoding.is_integer:
         return Operand(rounding.to_integer(scaled.nan_to_num_(nan=0.0), encoding), scales)
-    return Operand(rounding.to_float8(scaled, encoding), scales)
+    # Scales are those of the largest magnitude, so that nothing is beyond E4M3's 448 by more than roundings, far less than the
+    # 464 up to which every conversion gives 448: no clamping, which would be two more passes over memory.
+    return Operand(scaled.to(found.codes_dtype), scales)
 
 
 def _largest(values: Tensor, dimensions: tuple[int, ...]) -> Tensor:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hadacore import __version__
+from hadacore.backends import cpu
 from hadacore.backends.cuda.cache import cache_folder
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
@@ -153,9 +154,7 @@ def demo_command(
         )  # fmt: skip
     console.print(table)
     if where.type == "cpu":
-        console.print(
-            "On the CPU the transform is made of PyTorch operations; the kernels are for GPUs.\n", style="dim"
-        )
+        console.print(f"On the CPU: {cpu.support().reason}.\n", style="dim")
 
     csv, picture = out / "hadacore-demo.csv", out / "hadacore-demo.png"
     write_csv(csv, demo.CSV_COLUMNS, demo.csv_rows(errors, times, dtype))

@@ -3,7 +3,10 @@
 // The rules are those of docs/quantization.md, one rounded fp32 operation each. Magnitudes are compared as bit patterns
 // without sign, which is the order of the numbers, NaN above infinity above everything finite.
 
-enum ScaleType { GIVEN_SCALE = 0, FP32_SCALES = 1, E8M0_SCALES = 2, E4M3_SCALES = 3 };
+// HEAD_SCALES: fp32, of magnitudes that head_maxima.cu has left for each (batch, kv head); GIVEN_HEAD_SCALES: given for each.
+enum ScaleType { GIVEN_SCALE = 0, FP32_SCALES = 1, E8M0_SCALES = 2, E4M3_SCALES = 3, HEAD_SCALES = 4, GIVEN_HEAD_SCALES = 5 };
+constexpr bool kScalesOfHeads = SCALE_TYPE == HEAD_SCALES || SCALE_TYPE == GIVEN_HEAD_SCALES;
+constexpr bool kMakesScales = SCALE_TYPE >= FP32_SCALES && SCALE_TYPE <= E4M3_SCALES;
 enum ScaleLayout { ROW_MAJOR = 0, BLOCK_MAJOR = 1, SWIZZLED = 2 };
 constexpr u32 kInfinityBits = 0x7f800000u;
 constexpr u32 kNaNBits = 0x7fc00000u;
@@ -19,8 +22,9 @@ struct Quantizer {
   float factor;             // of the magnitude: clip ratio, over the largest code but for E8M0
   float given;              // scale of the whole tensor, or NVFP4's global scale
   float given_reciprocal;
-  u32 scale_rows;           // of the matrix of scales; its columns are the constant SCALE_COLUMNS
+  u32 scale_rows;           // of the matrix of scales, whose columns are the constant SCALE_COLUMNS; of heads: tokens of a sequence
   u64 seed;
+  const char* of_heads;     // magnitudes or scales
 
   __device__ __forceinline__ BlockScale scale_of(u32 magnitude) const {
     BlockScale s;
@@ -28,7 +32,7 @@ struct Quantizer {
     const float largest = mov_f32_b32(magnitude);
     if (SCALE_TYPE == GIVEN_SCALE) {
       s = {given_reciprocal, 0};
-    } else if (SCALE_TYPE == FP32_SCALES) {
+    } else if (SCALE_TYPE == FP32_SCALES || SCALE_TYPE == HEAD_SCALES) {
       const float scale = exists ? max_f32(mul_rn_f32(largest, factor), kSmallestScale) : mov_f32_b32(kNaNBits);
       s.reciprocal = rcp_rn_f32(scale);
       s.code = mov_b32_f32(scale);
@@ -47,6 +51,17 @@ struct Quantizer {
       s.code = exists ? byte : 0x7f;
       s.reciprocal = exists ? rcp_rn_f32(decoded) : mov_f32_b32(kNaNBits);
     }
+    return s;
+  }
+
+  // Of a head, `row` counting heads of all tokens. The first row of those that share it stores it.
+  __device__ __forceinline__ BlockScale scale_of_head(u32 row, bool has_first_element) const {
+    const u32 token = row / HEADS, head = row % HEADS, batch = token / scale_rows;
+    const u32 group = batch * KV_HEADS + head / (HEADS / KV_HEADS);
+    const u32 bits = ld_global_u32(of_heads + 4 * group);
+    if (SCALE_TYPE == GIVEN_HEAD_SCALES) return {rcp_rn_f32(mov_f32_b32(bits)), 0};
+    const BlockScale s = scale_of(bits);
+    if (has_first_element && token == batch * scale_rows && head % (HEADS / KV_HEADS) == 0) st_global_u32(scales + 4 * group, s.code);
     return s;
   }
 
@@ -73,7 +88,7 @@ struct Quantizer {
 
 // After begin_memory_accesses(): it reads the given scale.
 #define QUANTIZER_OF_PARAMETERS(name)                                                                              \
-  Quantizer name = {scales, (float)scale_factor, 1.f, 1.f, (u32)scale_rows, (u64)seed};                            \
+  Quantizer name = {scales, (float)scale_factor, 1.f, 1.f, (u32)scale_rows, (u64)seed, given_scale};               \
   if (SCALE_TYPE == GIVEN_SCALE || GLOBAL_SCALE) {                                                                 \
     name.given = mov_f32_b32(ld_global_u32(given_scale));                                                          \
     name.given_reciprocal = rcp_rn_f32(name.given);                                                                \

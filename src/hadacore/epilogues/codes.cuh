@@ -130,7 +130,7 @@ __device__ __forceinline__ void encode(u32 (&word)[kCodeWords<COUNT>], const flo
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) word[i / kWordCodes] |= (code[i] & ((1u << kCodeBits) - 1)) << (kCodeBits * (i % kWordCodes));
   }
-  if (SCALE_TYPE == 0) return;  // a given scale
+  if (SCALE_TYPE == 0) return;  // a given scale: the value is a number, as far as integers go
 #pragma unroll
   for (int w = 0; w < kCodeWords<COUNT>; ++w) word[w] = reciprocal == reciprocal ? word[w] : 0;
 }

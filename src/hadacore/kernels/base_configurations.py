@@ -100,14 +100,18 @@ class BaseConfiguration:
         columns = 64 * 64 * 2 if self.wgmma and self.log2_size >= self.log2_group else 0
         shared = self.stages * stage + columns
         if self.fusion is not None:
-            shared = self._with_fusion(self.fusion, shared)
+            shared = self._with_fusion(self.fusion, shared, stage)
         object.__setattr__(self, "shared_bytes", shared)
 
-    def _with_fusion(self, fusion: Fusion, shared: int) -> int:
+    def _with_fusion(self, fusion: Fusion, shared: int, stage: int) -> int:
         """Check that the quantizer's blocks fit, and return the bytes of shared memory with it."""
         run = (4 if self.element_code == _FLOAT32 else 8) // (
             2 if self.wgmma and self.log2_size < self.log2_group else 1
         )
+        if fusion.prologue is not None:
+            if not fusion.prologue.gated or self.stages == 0:
+                raise ValueError(f"sizes with a base have gated activations only, of panels in shared memory: {self}")
+            shared += self.stages * stage  # of up
         if 1 << self.log2_size < (4 if self.element_code == _FLOAT32 else 8):
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):
@@ -119,7 +123,7 @@ class BaseConfiguration:
             if self.splits > MAXIMUM_CLUSTER or self.units > 1 or self.unit_rows > 4:
                 raise ValueError(f"the blocks that share a row must form a cluster: {self}")
             object.__setattr__(self, "cluster", self.splits)
-        return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster)
+        return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster, 0)
 
     @property
     def size(self) -> int:
@@ -309,7 +313,9 @@ def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architec
     if c.wgmma:
         warps = -(-warps // 4) * 4
     alone = ({"splits": 1, "order_warps": warps, "units": 1},) if c.splits > 1 and warps <= _MOST_WARPS else ()
-    for changes in ({}, *alone):
+    fewer = ({"stages": 1},) if c.stages != 1 and fusion.prologue is not None else ()
+    staged = ({"stages": 2},) if c.stages == 0 and fusion.prologue is not None else ()
+    for changes in ({}, *staged, *alone, *fewer):
         try:
             found = replace(c, fusion=fusion, **changes)
         except ValueError:

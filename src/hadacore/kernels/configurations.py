@@ -97,7 +97,9 @@ class KernelConfiguration:
             if self.fusion is not None:
                 if self.passes > 1:
                     raise ValueError(f"a quantizer needs a thread's share of the row at once: {self}")
-                shared = self.fusion.shared_end(shared, self.warps, 1, self.cluster)
+                if self.prefetch and self.fusion.prologue is not None:
+                    raise ValueError(f"a prologue reads rows when it needs them: {self}")
+                shared = self.fusion.shared_end(shared, self.warps, 1, self.cluster, self.warps * self.cluster)
         elif self.log2_tiles != max(0, self.log2_size - TILE_LOG2):
             raise ValueError(f"a warp must hold the whole row: {self}")
         elif self.output != self.element_code:
@@ -286,8 +288,8 @@ TABLE: dict[tuple[int, int], tuple[Candidate, ...]] = {
 }
 
 
-#: Where no candidate of the table takes a quantizer: a whole row in the exchange buffer, and nothing beside it.
-_QUANTIZING: dict[int, Candidate] = {15: _exchange(15, 3, 16, 1)}
+#: Where no candidate of the table takes a quantizer or its prologue: a whole row in the exchange buffer, and nothing beside it.
+_QUANTIZING: dict[int, Candidate] = {14: _exchange(14, 3, 8, 2), 15: _exchange(15, 3, 16, 1)}
 
 
 def _with_fusion(configuration: KernelConfiguration, fusion: Fusion | None) -> KernelConfiguration | None:

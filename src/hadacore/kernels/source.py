@@ -13,8 +13,9 @@ from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
 from hadacore.kernels.base_signs import base_signs_text, dense_base
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
+from hadacore.kernels.head_maxima import HeadMaxima
 
-Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration
+Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration | HeadMaxima
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -44,11 +45,13 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
         "base_rows.cu",
     ),
     "columns": ("columns.cu",),
+    "head_maxima": ("rows.cuh", "tile.cuh", "head_maxima.cu"),
 }
 
 # Those before the kernel itself that a quantizing epilogue needs.
 _QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": (),
+    "head_maxima": (),
     "exchange_rows": ("row_maximum.cuh",),
     "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
 }
@@ -66,15 +69,19 @@ def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
     base = None
     if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
         base = (configuration.size, configuration.log2_merge, configuration.transposed)
-    return _text(configuration.kernel, base, configuration.fusion is not None, ptx)
+    fusion = configuration.fusion
+    has_prologue = fusion is not None and fusion.prologue is not None
+    return _text(configuration.kernel, base, fusion is not None, has_prologue, ptx)
 
 
 @functools.lru_cache(maxsize=64)
-def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, ptx: bool) -> str:
+def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, has_prologue: bool, ptx: bool) -> str:
     parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
     parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
     if base is not None:
         parts.append(base_signs_text(dense_base(*base)))
+    if has_prologue:
+        parts.append(_read("hadacore.kernels.cuda", "prologue.cuh"))
     names = list(_KERNEL_PARTS[kernel])
     if quantizes:
         names[-1:-1] = _QUANTIZING_PARTS[kernel]
@@ -97,7 +104,7 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
 
 
 def _constants(c: Configuration) -> dict[str, int]:
-    if isinstance(c, BaseConfiguration):
+    if isinstance(c, (BaseConfiguration, HeadMaxima)):
         return c.constants()
     if isinstance(c, ColumnsConfiguration):
         return {

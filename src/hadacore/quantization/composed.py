@@ -50,13 +50,14 @@ def composed(
 ) -> tuple[Tensor, Tensor]:
     """Prologue, transform and quantizer one after the other."""
     if scale is not None and scale.device.type == "cpu":
-        _check_scale_value(scale)
+        check_scale_value(scale)
     rotated = rotate(x, rotation, signs, prologue, operands, residual)
     codes, scales = reference.quantize(rotated.reshape(-1, rotated.shape[-1]), quantizer, scale, seed)
     return codes.view(*rotated.shape[:-1], codes.shape[-1]), scales
 
 
-def _check_scale_value(scale: Tensor) -> None:
+def check_scale_value(scale: Tensor) -> None:
+    """Check the value of a given scale, on the CPU, where looking at it waits for nothing."""
     value = scale.item()
     if not 2.0**-126 <= value <= 2.0**118:
         raise ValueError(

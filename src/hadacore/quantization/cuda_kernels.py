@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hadacore.backends.cuda import quantize as backend
 from hadacore.backends.cuda.launch import cuda_code
+from hadacore.backends.cuda.quantize import is_dense
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.fusion import Fusion, scale_factor
+from hadacore.kernels.fusion import FusedPrologue, Fusion, fused_prologue, scale_factor
 from hadacore.kernels.quantizing import find_fusion
-from hadacore.prologues import Description
+from hadacore.prologues import SEPARATE, Description, GatedActivation, RMSNorm, RotaryEmbedding
 from hadacore.quantization import layouts, prologue_reference
 from hadacore.quantization.composed import Rotation, composed
 
@@ -29,38 +30,85 @@ def quantize(
     operands: Sequence[Tensor],
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """One kernel, after the prologue; composed where :func:`find_fusion` says that there is none, as the plan does."""
+    """One kernel; two, if the prologue must be PyTorch's; or composed where :func:`find_fusion` says that there is none."""
+    architecture = architecture_of(torch.cuda.get_device_capability(x.device))
+    n = rotated_elements(x.shape[-1], prologue)
+    fusion: Fusion | str = ""
     if prologue is not None:
-        x = prologue_reference.apply(prologue, x, operands, residual)
-    n = x.shape[-1]
-    fusion = find_fusion(
-        cuda_code(x.dtype), n, rotation.block_size, quantizer, scale is not None, rotation.inverse,
-        architecture_of(torch.cuda.get_device_capability(x.device)),
-    )  # fmt: skip
+        fused = prologue_of_tensors(prologue, n, x, operands, residual)
+        if isinstance(fused, FusedPrologue):
+            fusion = find_fusion(
+                cuda_code(x.dtype),
+                n,
+                rotation.block_size,
+                quantizer,
+                scale is not None,
+                rotation.inverse,
+                architecture,
+                fused,
+            )
+        if isinstance(fusion, str):
+            x, prologue = prologue_reference.apply(prologue, x, operands, residual), None
+    if prologue is None:
+        fusion = find_fusion(
+            cuda_code(x.dtype), n, rotation.block_size, quantizer, scale is not None, rotation.inverse, architecture
+        )
     if isinstance(fusion, str):
         return composed(x, rotation, signs, quantizer, scale, seed, None, (), None)
     if signs is not None and signs.dtype != x.dtype:
         signs = signs.to(x.dtype)
-    return _launch(x, rotation, signs, quantizer, scale, seed, fusion)
+    tensors = None if prologue is None else operands_of(prologue, x, operands, residual)
+    return _launch(x, n, rotation, signs, quantizer, scale, seed, fusion, tensors)
+
+
+def rotated_elements(n: int, prologue: Description | None) -> int:
+    """Elements of a rotated row of an input whose last dimension is ``n``."""
+    return n // 2 if isinstance(prologue, GatedActivation) and prologue.layout != SEPARATE else n
+
+
+def prologue_of_tensors(
+    prologue: Description, n: int, x: Tensor, operands: Sequence[Tensor], residual: Tensor | None
+) -> FusedPrologue | str:
+    """The prologue as a part of a kernel, or why these tensors cannot have it."""
+    of_type = operands if not isinstance(prologue, RotaryEmbedding) else ()
+    for tensor in (x, *operands, *(() if residual is None else (residual,))):
+        if not is_dense(tensor):
+            return "a fused prologue reads contiguous tensors that start on 16 bytes"
+    if any(t.dtype != x.dtype for t in of_type) or (residual is not None and residual.dtype != x.dtype):
+        return "a fused prologue reads tensors of x's type"
+    if not isinstance(prologue, RotaryEmbedding):
+        return fused_prologue(prologue, n)
+    cos, vector = operands[0], 4 if x.dtype == torch.float32 else 8
+    if cos.dtype not in (torch.float32, x.dtype) or operands[1].dtype != cos.dtype:
+        return "a fused rotary embedding reads tables of float32 or of x's type"
+    if cos.shape[1] % vector:
+        return f"a fused rotary embedding turns pairs in whole vectors, {cos.shape[1]} are no multiple of {vector}"
+    size = operands[2].element_size() if len(operands) == 3 else 8
+    return fused_prologue(prologue, n, cos.shape[1], cos.dtype == torch.float32, size)
+
+
+def operands_of(
+    prologue: Description, x: Tensor, operands: Sequence[Tensor], residual: Tensor | None
+) -> backend.PrologueOperands:
+    """What a kernel reads for a prologue."""
+    tokens = 1
+    if isinstance(prologue, RotaryEmbedding):
+        tokens = operands[2].numel() if len(operands) == 3 else x.shape[-3]
+    epsilon = prologue.epsilon if isinstance(prologue, RMSNorm) else 0.0
+    return backend.PrologueOperands(tuple(operands), residual, epsilon, tokens)
 
 
 def _launch(
-    x: Tensor, rotation: Rotation, signs: Tensor | None, quantizer: Quantizer, given: Tensor | None, seed: int | None, fusion: Fusion
+    x: Tensor, n: int, rotation: Rotation, signs: Tensor | None, quantizer: Quantizer, given: Tensor | None, seed: int | None,
+    fusion: Fusion, operands: backend.PrologueOperands | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    format, n = quantizer.format, x.shape[-1]
-    rows, columns = x.numel() // n, n // quantizer.block if quantizer.block else 0
-    codes = x.new_empty((*x.shape[:-1], n // format.packed), dtype=format.codes_dtype)
+    rows = x.numel() // x.shape[-1]
+    codes, scales = layouts.new_outputs(x, n, quantizer.format, quantizer.block, quantizer.swizzled)
     if quantizer.block == 0:
         assert given is not None
-        scales = given.clone()
-    elif quantizer.swizzled:
-        # Padding of the last tiles is zeros; without any, every byte is a scale and gets written.
-        make = x.new_empty if rows % layouts.TILE_ROWS == 0 and columns % layouts.TILE_COLUMNS == 0 else x.new_zeros
-        scales = make((layouts.swizzled_size(rows, columns),), dtype=torch.uint8).view(format.scale_dtype)
-    elif format.is_block_major(columns):
-        scales = x.new_empty((columns, rows), dtype=format.scale_dtype).t()
-    else:
-        scales = x.new_empty((rows, columns), dtype=format.scale_dtype)
+        scales.copy_(given)
+    elif quantizer.swizzled and scales.numel() > rows * (n // quantizer.block):
+        scales.view(torch.uint8).zero_()  # padding of the last tiles is zeros
     matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
-    backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix)
+    backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands)
     return codes, scales

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hadacore.formats import Format
+
 TILE_ROWS = 128
 TILE_COLUMNS = 4
 
@@ -46,3 +48,16 @@ def unswizzle(swizzled: Tensor, rows: int, columns: int) -> Tensor:
 def block_major(scales: Tensor) -> Tensor:
     """``(rows, blocks)`` with stride ``(1, rows)``."""
     return scales.new_empty((scales.shape[1], scales.shape[0])).copy_(scales.t()).t()
+
+
+def new_outputs(x: Tensor, n: int, format: Format, block: int, swizzled: bool) -> tuple[Tensor, Tensor]:
+    """Uninitialised codes and scales of rows of ``n`` rotated values with x's leading dimensions, on its device."""
+    codes = x.new_empty((*x.shape[:-1], n // format.packed), dtype=format.codes_dtype)
+    if block == 0:
+        return codes, x.new_empty((), dtype=torch.float32)
+    rows, blocks = x.numel() // x.shape[-1], n // block
+    if swizzled:
+        return codes, x.new_empty((swizzled_size(rows, blocks),), dtype=format.scale_dtype)
+    if format.is_block_major(blocks):
+        return codes, x.new_empty((blocks, rows), dtype=format.scale_dtype).t()
+    return codes, x.new_empty((rows, blocks), dtype=format.scale_dtype)

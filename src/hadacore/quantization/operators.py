@@ -15,8 +15,8 @@ from torch import Tensor
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.ops import LIBRARY, increment_version
 from hadacore.prologues import Description, GatedActivation, description_of
-from hadacore.quantization import cuda_kernels, layouts
-from hadacore.quantization.composed import Rotation, composed
+from hadacore.quantization import cpu_kernels, cuda_kernels, layouts
+from hadacore.quantization.composed import Rotation
 
 LIBRARY.define(
     "hadamard_quantize(Tensor x, str format, int block, Tensor? scale, float clip_ratio, int? seed, bool swizzled, "
@@ -32,7 +32,7 @@ Implementation = Callable[
 ]  # fmt: skip
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"cpu": composed, "cuda": cuda_kernels.quantize}
+IMPLEMENTATIONS: dict[str, Implementation] = {"cpu": cpu_kernels.quantize, "cuda": cuda_kernels.quantize}
 
 
 def _register(dispatch_key: str, implementation: Implementation) -> None:
@@ -86,18 +86,9 @@ def _fake(
     epsilon: float,
     residual: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    found = BY_NAME[format]
     n = x.shape[-1]
     if prologue:
         description = description_of(prologue, epsilon)
         if isinstance(description, GatedActivation) and description.layout != "separate":
             n //= 2
-    codes = x.new_empty((*x.shape[:-1], n // found.packed), dtype=found.codes_dtype)
-    if block == 0:
-        return codes, x.new_empty((), dtype=torch.float32)
-    rows, blocks = x.numel() // x.shape[-1], n // block
-    if swizzled:
-        return codes, x.new_empty((layouts.swizzled_size(rows, blocks),), dtype=found.scale_dtype)
-    if found.is_block_major(blocks):
-        return codes, x.new_empty((blocks, rows), dtype=found.scale_dtype).t()
-    return codes, x.new_empty((rows, blocks), dtype=found.scale_dtype)
+    return layouts.new_outputs(x, n, BY_NAME[format], block, swizzled)

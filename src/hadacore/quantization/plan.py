@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from hadacore.backends import cpu
+from hadacore.backends.cuda.launch import cuda_code
 from hadacore.formats import Granularity, Quantizer
+from hadacore.kernels.fusion import fused_prologue
+from hadacore.kernels.quantizing import find_fusion
 from hadacore.plan import Plan
 from hadacore.plan import plan as plan_transform
-from hadacore.prologues import Description, GatedActivation, RMSNorm
+from hadacore.prologues import Description, GatedActivation, RMSNorm, RotaryEmbedding
 from hadacore.quantization import arguments
 
 
@@ -21,9 +25,11 @@ class QuantizationPlan:
         n: Elements of a row.
         rows: Rows.
         dtype: Of the input.
-        transform: The plan of the transform, which gets the prologue's fp32 result.
+        transform: The plan of the transform, in fp32.
         quantizer: Format, block and options.
         prologue: What comes before, or None.
+        composed_reason: Why rotation and quantizer are not one kernel, or None if they are.
+        prologue_reason: Why the prologue is not a part of that kernel, or None if it is, or there is none.
     """
 
     n: int
@@ -32,11 +38,13 @@ class QuantizationPlan:
     transform: Plan
     quantizer: Quantizer
     prologue: Description | None
+    composed_reason: str | None
+    prologue_reason: str | None = None
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel does all of it; in this release none does."""
-        return False
+        """Whether one kernel rotates and quantizes. The prologue is part of it where ``prologue_reason`` is None."""
+        return self.composed_reason is None
 
     @property
     def bytes_to_move(self) -> int:
@@ -62,13 +70,23 @@ class QuantizationPlan:
         else:
             shared = f"one {q.format.scale_name} scale for {q.block} elements" + (", swizzled" if q.swizzled else "")
         rounding = "stochastic" if q.stochastic else "to nearest even"
-        lines = [f"Plan for {self.rows} rows of {self.n}, {self.dtype}, to {q.format.name}: composed, not fused"]
+        how = "fused" if self.fused else "composed, not fused"
+        lines = [f"Plan for {self.rows} rows of {self.n}, {self.dtype}, to {q.format.name}: {how}"]
+        if self.composed_reason is not None:
+            lines.append(f"  because   {self.composed_reason}")
         if self.prologue is not None:
-            lines.append(f"  prologue  {self.prologue.name}, PyTorch operations in fp32")
+            where = "in the same kernel"
+            if self.prologue_reason is not None:
+                where = f"PyTorch operations, because {self.prologue_reason}"
+            lines.append(f"  prologue  {self.prologue.name}, in fp32, {where}")
         lines.append("  transform of the fp32 values:")
         lines += ["    " + line for line in str(self.transform).splitlines()]
-        lines.append(f"  quantize  {shared}, {rounding}, PyTorch operations")
-        lines.append(f"  a fused kernel would move {self.bytes_to_move:,} bytes; composed it is several times that")
+        if self.fused:
+            lines.append(f"  quantize  {shared}, {rounding}, in the same pass, before anything is rounded to 16 bits")
+            lines.append(f"  moves     {self.bytes_to_move:,} bytes")
+        else:
+            lines.append(f"  quantize  {shared}, {rounding}, PyTorch operations")
+            lines.append(f"  a fused kernel would move {self.bytes_to_move:,} bytes; composed it is several times that")
         return "\n".join(lines)
 
 
@@ -107,16 +125,20 @@ def plan_quantize(
         device: The device to plan for.
         architecture: A GPU that is not here.
 
+    A prologue is planned for contiguous tensors of the input's type, a rotary embedding for tables of float32 that turn whole
+    heads.
+
     Raises:
         TypeError, ValueError: As :func:`hadacore.hadamard_quantize` and :func:`hadacore.plan`.
 
-    >>> print(plan_quantize(256, "int8", rows=4, device="cpu"))  # doctest: +ELLIPSIS
-    Plan for 4 rows of 256, torch.bfloat16, to int8: composed, not fused
+    >>> print(plan_quantize(256, "mxfp4", rows=4, stochastic=True, device="cpu"))  # doctest: +ELLIPSIS
+    Plan for 4 rows of 256, torch.bfloat16, to mxfp4: composed, not fused
+      because   ...
       transform of the fp32 values:
         Plan for 4 rows of 256, float32, on cpu
     ...
-      quantize  one fp32 scale a row, to nearest even, PyTorch operations
-      a fused kernel would move 3,088 bytes; composed it is several times that
+      quantize  one E8M0 scale for 32 elements, swizzled, stochastic, PyTorch operations
+      a fused kernel would move 2,592 bytes; composed it is several times that
     """
     found = arguments.check_format(format)
     arguments.check_input_dtype(dtype)
@@ -134,4 +156,22 @@ def plan_quantize(
         device=device,
         architecture=architecture,
     )
-    return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue)
+    size = transform.problem.size
+    reason, prologue_reason = None, None
+    if transform.backend == "cpu":
+        reason = cpu.composed_reason(size, quantizer)
+        prologue_reason = None if prologue is None else "the CPU's kernels begin with the rotation"
+        return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)
+    assert transform.architecture is not None
+    if prologue is not None:
+        pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
+        made = fused_prologue(prologue, n, pairs, True)
+        fusion = find_fusion(
+            cuda_code(dtype), n, size, quantizer, quantizer.block == 0, inverse, transform.architecture, made
+        )
+        prologue_reason = fusion if isinstance(fusion, str) else None
+    if prologue is None or prologue_reason is not None:
+        code = cuda_code(dtype if prologue is None else torch.float32)
+        fusion = find_fusion(code, n, size, quantizer, quantizer.block == 0, inverse, transform.architecture)
+        reason = fusion if isinstance(fusion, str) else None
+    return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)

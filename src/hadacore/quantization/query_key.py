@@ -13,7 +13,7 @@ from hadacore.formats import BY_NAME, SMALLEST_SCALE, Quantizer
 from hadacore.functional import hadamard_transform
 from hadacore.ops import LIBRARY
 from hadacore.prologues import Prologue, RotaryEmbedding, check_prologue
-from hadacore.quantization import arguments, prologue_reference, reference, rounding
+from hadacore.quantization import arguments, cuda_heads, prologue_reference, reference, rounding
 from hadacore.quantization.paged_cache import check_cache, write_paged_cache
 
 PER_HEAD = "head"
@@ -214,8 +214,32 @@ def _quantize_heads(
     return codes.view(x.shape), scales.view(batch, kv_heads)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("hadamard_quantize_heads", _quantize_heads, _key)
+def _quantize_heads_by_kernels(
+    x: Tensor,
+    format: str,
+    kv_heads: int,
+    per_token: bool,
+    scale: Tensor | None,
+    clip_ratio: float,
+    transform_scale: float,
+    signs: Tensor | None,
+    interleaved: bool,
+    rope: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Composed for what :func:`cuda_heads.why_not` names."""
+    description = RotaryEmbedding(interleaved) if rope else None
+    found = cuda_heads.quantize_heads(
+        x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, description, rope
+    )
+    if isinstance(found, str):
+        return _quantize_heads(
+            x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, interleaved, rope
+        )
+    return found
+
+
+LIBRARY.impl("hadamard_quantize_heads", _quantize_heads, "CPU")
+LIBRARY.impl("hadamard_quantize_heads", _quantize_heads_by_kernels, "CUDA")
 
 
 @torch.library.register_fake("hadacore::hadamard_quantize_heads", lib=LIBRARY)

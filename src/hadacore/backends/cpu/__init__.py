@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hadacore.backends import Support
-from hadacore.backends.cpu import native, torch_operations
+from hadacore.backends.cpu import native, quantized, torch_operations
+from hadacore.formats import Quantizer
 from hadacore.matrices import factor
 from hadacore.matrices.orders import base_matrix
 
@@ -49,3 +50,33 @@ def transform(
         native.transform_native(x, out, order, base, (size // order).bit_length() - 1, scale, signs, inverse)
     else:
         torch_operations.transform(x, out, size, scale, signs, inverse, base)
+
+
+def composed_reason(size: int, quantizer: Quantizer) -> str | None:
+    """Why transforms of ``size`` are not quantized in the same pass, by :func:`quantize`, or None if they are."""
+    return quantized.unsupported_reason(factor(size).log2, quantizer)
+
+
+def quantize(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor | None,
+    quantizer: Quantizer,
+    given: float,
+    size: int,
+    scale: float,
+    signs: Tensor | None,
+    inverse: bool,
+) -> None:
+    """Write codes and scales of :func:`transform`'s fp32 result, where :func:`composed_reason` has none.
+
+    Arguments are those of :func:`.quantized.quantize_native`, with the known base of ``size``.
+    """
+    if x.numel() == 0:
+        return
+    if signs is not None:
+        _check_signs(signs)
+    base = _known_base(size, torch.float32) if size & (size - 1) else None
+    order = 1 if base is None else base.shape[0]
+    log2 = (size // order).bit_length() - 1
+    quantized.quantize_native(x, codes, scales, quantizer, given, order, base, log2, scale, signs, inverse)

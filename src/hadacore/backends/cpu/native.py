@@ -1,6 +1,6 @@
 """The native kernels: finds the library, and calls it.
 
-The library is plain C++ behind four exported functions, called through ctypes, which lets go of Python's lock for the
+The library is plain C++ behind six exported functions, called through ctypes, which lets go of Python's lock for the
 time of the call. It knows nothing of Python or torch: it gets addresses, lengths and strides.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ _LARGEST_COLUMN_SIZE = 1 << 14
 _FEWEST_COLUMNS = 16
 
 
-class _Problem(ctypes.Structure):
+class Problem(ctypes.Structure):
     """``struct Problem`` of problem.hpp."""
 
     _fields_ = [
@@ -52,6 +53,25 @@ class _Problem(ctypes.Structure):
         ("x_step", ctypes.c_int64),
         ("out_step", ctypes.c_int64),
         ("instruction_set", ctypes.c_int64),
+    ]
+
+
+class Quantization(ctypes.Structure):
+    """``struct Quantization`` of problem.hpp."""
+
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("encoding", ctypes.c_int64),
+        ("scale_type", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+        ("scale_row_stride", ctypes.c_int64),
+        ("scale_block_stride", ctypes.c_int64),
+        ("swizzled", ctypes.c_int64),
+        ("largest_exponent", ctypes.c_int64),
+        ("amax_factor", ctypes.c_float),
+        ("given", ctypes.c_float),
     ]
 
 
@@ -84,8 +104,10 @@ def _open(path: Path) -> ctypes.CDLL:
         handle.hadacore_instruction_set_name.restype = ctypes.c_char_p
         handle.hadacore_instruction_set_supported.argtypes = [ctypes.c_int64]
         handle.hadacore_instruction_set_supported.restype = ctypes.c_int64
-        handle.hadacore_transform.argtypes = [ctypes.POINTER(_Problem)]
+        handle.hadacore_transform.argtypes = [ctypes.POINTER(Problem)]
         handle.hadacore_transform.restype = ctypes.c_int64
+        handle.hadacore_quantize.argtypes = [ctypes.POINTER(Problem), ctypes.POINTER(Quantization)]
+        handle.hadacore_quantize.restype = ctypes.c_int64
     except (OSError, AttributeError) as error:
         raise NativeUnavailableError(f"it does not load: {error}") from error
     if handle.hadacore_sources().decode() != building.sources_digest():
@@ -182,10 +204,6 @@ def _columns_dimension(x: Tensor, out: Tensor, size: int) -> int | None:
     return None
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.shape[-1] == 1 or x.stride(-1) == 1
-
-
 def transform_native(
     x: Tensor,
     out: Tensor,
@@ -217,29 +235,65 @@ def transform_native(
         NativeUnavailableError: There is no native library; :func:`unavailable_reason` says so beforehand.
         MemoryError: There is no memory for a scratch row.
     """
-    library = _loaded()
-    if isinstance(library, str):
-        raise NativeUnavailableError(library)
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    chosen = library()
     columns, source, target = 0, x, out
-    if not (_is_dense(x) and _is_dense(out)):
+    if not (is_dense(x) and is_dense(out)):
         dimension = _columns_dimension(x, out, order << log2) if base is None else None
         if dimension is not None:
             columns = x.shape[dimension]
             source, target = x.select(dimension, 0), out.select(dimension, 0)
         else:
-            source = x if _is_dense(x) else x.contiguous()
-            if not _is_dense(out):
+            source = x if is_dense(x) else x.contiguous()
+            if not is_dense(out):
                 target = source if out is x else torch.empty(out.shape, dtype=out.dtype)
+    with problem_of(source, target, order, base, log2, scale, signs, inverse, instruction_set, columns) as problem:
+        check_status(chosen.handle.hadacore_transform(ctypes.byref(problem)), problem)
+    if not columns and target is not out:
+        out.copy_(target)
+
+
+def library() -> Library:
+    """The library in use.
+
+    Raises:
+        NativeUnavailableError: There is none; :func:`unavailable_reason` says so beforehand.
+    """
+    found = _loaded()
+    if isinstance(found, str):
+        raise NativeUnavailableError(found)
+    return found
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of a row are neighbours."""
+    return x.shape[-1] == 1 or x.stride(-1) == 1
+
+
+@contextlib.contextmanager
+def problem_of(
+    x: Tensor,
+    out: Tensor,
+    order: int,
+    base: Tensor | None,
+    log2: int,
+    scale: float,
+    signs: Tensor | None,
+    inverse: bool,
+    instruction_set: str | None = None,
+    columns: int = 0,
+) -> Iterator[Problem]:
+    """The arguments of :func:`transform_native` as the kernels take them, for as long as the memory they name is held."""
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
     if base is not None:
         base = (base.T if inverse else base).to(work).contiguous()
     if signs is not None:
         signs = signs.to(work).contiguous()
-    shape, x_strides, out_strides = _dimensions(source, target)
+    shape, x_strides, out_strides = _dimensions(x, out)
     array = ctypes.c_int64 * max(1, len(shape))
-    problem = _Problem(
-        source.data_ptr(),
-        target.data_ptr(),
+    found = library()
+    yield Problem(
+        x.data_ptr(),
+        out.data_ptr(),
         _ELEMENT_CODES[x.dtype],
         x.shape[-1],
         order,
@@ -254,14 +308,15 @@ def transform_native(
         scale,
         torch.get_num_threads(),
         columns,
-        source.stride(-1),
-        target.stride(-1),
-        library.instruction_sets[instruction_set or library.chosen],
+        x.stride(-1),
+        out.stride(-1),
+        found.instruction_sets[instruction_set or found.chosen],
     )
-    status = library.handle.hadacore_transform(ctypes.byref(problem))
+
+
+def check_status(status: int, problem: Problem) -> None:
+    """Raise what a call's status says, if it is not that all is done."""
     if status == _OUT_OF_MEMORY:
-        raise MemoryError(f"no memory for a scratch row of {order << log2} elements in {work}")
+        raise MemoryError(f"no memory for a scratch row of {problem.order << problem.log2} elements")
     if status:
-        raise RuntimeError(f"the native transform returned {status}")
-    if not columns and target is not out:
-        out.copy_(target)
+        raise RuntimeError(f"the native kernels returned {status}")

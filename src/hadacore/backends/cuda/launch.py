@@ -26,6 +26,7 @@ from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.head_maxima import HeadMaxima
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
 from hadacore.matrices import factor
 
@@ -65,10 +66,17 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
-def launch_shape(configuration: Configuration, rows: int, multiprocessors: int) -> dict[str, Any]:
-    """The launch of ``rows`` rows (of ``columns.cu``, tiles) as keyword arguments of ``cuda.core.LaunchConfig``."""
+def launch_shape(
+    configuration: Configuration, rows: int, multiprocessors: int, grid: int | None = None
+) -> dict[str, Any]:
+    """The launch of ``rows`` rows (of ``columns.cu``, tiles; or of ``grid`` blocks, where rows do not tell) as keyword
+    arguments of ``cuda.core.LaunchConfig``."""
+    if isinstance(configuration, HeadMaxima):
+        assert grid is not None
+    else:
+        grid = configuration.grid(rows, multiprocessors)
     shape: dict[str, Any] = {
-        "grid": configuration.grid(rows, multiprocessors),
+        "grid": grid,
         "block": configuration.threads,
         "shmem_size": configuration.shared_bytes,
     }
@@ -135,7 +143,7 @@ def choose_for_device(request: Request) -> Configuration:
     )  # fmt: skip
 
 
-def prepare(configuration: Configuration, rows: int, device_index: int) -> PreparedLaunch:
+def prepare(configuration: Configuration, rows: int, device_index: int, *, grid: int | None = None) -> PreparedLaunch:
     """Compile and load a configuration, and work out its launch. The device must be the current one.
 
     Raises:
@@ -151,7 +159,7 @@ def prepare(configuration: Configuration, rows: int, device_index: int) -> Prepa
         configuration.shared_bytes,
         device_index,
     )
-    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
+    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count, grid))
     works_in_place = not isinstance(configuration, BaseConfiguration) or configuration.works_in_place
     return PreparedLaunch(kernel, shape, works_in_place)
 

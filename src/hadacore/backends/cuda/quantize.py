@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,16 +10,19 @@ from torch import Tensor
 
 from hadacore.backends.cuda.launch import (
     VECTOR_BYTES,
+    PreparedLaunch,
     Request,
     enter_device,
     find_prepared,
     kernel_arguments,
     launch_prepared,
+    prepare,
     vectors_fit,
 )
 from hadacore.backends.cuda.strides import row_strides
 from hadacore.kernels.configurations import signs_placement
-from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.fusion import Fusion, code_bits
+from hadacore.kernels.head_maxima import HeadMaxima
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,45 @@ class ScaleMatrix:
         return self.scales.data_ptr(), given, self.factor, self.rows, self.seed
 
 
+@dataclass(frozen=True)
+class PrologueOperands:
+    """Tensors of a fused prologue, contiguous and aligned to 16 bytes, of x's type but for tables and positions.
+
+    Attributes:
+        read: Up to three: up; weight; cos, sin and positions.
+        residual: Read and written, or None.
+        epsilon: Of a normalisation.
+        tokens: Tokens after which positions repeat.
+    """
+
+    read: tuple[Tensor, ...] = ()
+    residual: Tensor | None = None
+    epsilon: float = 0.0
+    tokens: int = 1
+
+    def arguments(self) -> tuple[int | float, ...]:
+        """In the order of ``PROLOGUE_PARAMETERS`` in ``prologue.cuh``."""
+        addresses = [tensor.data_ptr() for tensor in self.read] + [0] * (3 - len(self.read))
+        residual = 0 if self.residual is None else self.residual.data_ptr()
+        return (*addresses, residual, self.epsilon, self.tokens)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a kernel reads it in aligned vectors as one flat array."""
+    return tensor.is_contiguous() and tensor.data_ptr() % VECTOR_BYTES == 0
+
+
 def quantize(
-    x: Tensor, codes: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, fusion: Fusion, matrix: ScaleMatrix
+    x: Tensor, codes: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, fusion: Fusion, matrix: ScaleMatrix,
+    operands: PrologueOperands | None = None,
 ) -> None:  # fmt: skip
     """Rotate ``x`` by blocks of ``size`` and write codes and scales.
 
-    Rows that two strides address, in whole 16-byte vectors, are read where they are; others are copied first.
+    Rows that two strides address, in whole 16-byte vectors, are read where they are; others are copied first. With a prologue
+    there are ``matrix.rows`` rows, whatever x holds besides, and x must be dense.
     """
-    if x.numel() == 0:
+    elements = codes.numel() * 8 * codes.element_size() // code_bits(fusion)
+    if elements == 0:
         return
     if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % VECTOR_BYTES):
         signs = signs.clone(memory_format=torch.contiguous_format)
@@ -65,7 +100,29 @@ def quantize(
             x, strides = x.contiguous(), None
     device_index = x.get_device()
     placement = signs_placement(signs is not None, inverse)
-    request = Request(x.dtype, size, x.numel(), device_index, placement, inverse, strides is not None, 0, None, fusion)
+    request = Request(x.dtype, size, elements, device_index, placement, inverse, strides is not None, 0, None, fusion)
     with enter_device(device_index):
-        arguments = kernel_arguments(x, codes, scale, x.numel() // size, size, signs, strides)
+        arguments = kernel_arguments(x, codes, scale, elements // size, size, signs, strides)
+        if operands is not None:
+            arguments += operands.arguments()
         launch_prepared(find_prepared(request), device_index, arguments + matrix.arguments())
+
+
+@functools.lru_cache(maxsize=1024)
+def _prepare_measuring(configuration: HeadMaxima, batch: int, tokens: int, device_index: int) -> PreparedLaunch:
+    return prepare(configuration, 0, device_index, grid=configuration.grid_of(batch, tokens))
+
+
+def measure_heads(
+    x: Tensor, magnitudes: Tensor, scale: float, signs: Tensor | None, configuration: HeadMaxima, matrix: ScaleMatrix,
+    operands: PrologueOperands | None,
+) -> None:  # fmt: skip
+    """Raise ``magnitudes``, ``(batch, kv heads)`` of zeros, to the largest rotated ones of ``(batch, tokens, heads, n)``."""
+    batch, tokens, heads, n = x.shape
+    device_index = x.get_device()
+    with enter_device(device_index):
+        prepared = _prepare_measuring(configuration, batch, tokens, device_index)
+        arguments = kernel_arguments(x, magnitudes, scale, batch * tokens * heads, n, signs, None)
+        if operands is not None:
+            arguments += operands.arguments()
+        launch_prepared(prepared, device_index, arguments + matrix.arguments())

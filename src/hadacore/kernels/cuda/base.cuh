@@ -18,8 +18,10 @@ constexpr int kPaddedOrder = 16 * kSteps;
 
 // Products are in float16 where both operands are, else in bfloat16, on parts that add up to the operand: high, middle
 // and low for float32, two for a float16 next to a base in float32, one for everything exact already.
-constexpr bool kFloat16Products = ELEMENT == FLOAT16 && BASE != BASE_OF_FLOAT32;
-constexpr int kDataParts = ELEMENT == FLOAT32 ? 3 : ELEMENT == FLOAT16 && !kFloat16Products ? 2 : 1;
+// A prologue's result is in two bfloat16 parts already, a panel each.
+constexpr bool kFloat16Products = ELEMENT == FLOAT16 && BASE != BASE_OF_FLOAT32 && !PROLOGUE;
+constexpr bool kPartsInPanels = PROLOGUE && kSixteenBit;
+constexpr int kDataParts = ELEMENT == FLOAT32 ? 3 : kPartsInPanels || (ELEMENT == FLOAT16 && !kFloat16Products) ? 2 : 1;
 constexpr int kBaseParts = BASE == BASE_OF_FLOAT32 ? 3 : 1;
 // Products of part p of one and part q of the other that count: p + q up to this. Those left out are 2^-24 of the result.
 constexpr int kLastOrder = kDataParts + kBaseParts == 2 ? 0 : 2;

@@ -4,7 +4,7 @@ static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
 constexpr int kResults = 4 * kVectorElements;  // accumulators of a lane for one M tile and one group
 // The product's K may hold no column bit of another row.
 constexpr bool kSecondProduct = WGMMA || (kSixteenBit && !kPackedUnits);
-static_assert(!WGMMA || (kSixteenBit && kDataParts == 1 && LOG2_SIZE >= 4 && STAGES > 0 && ORDER_WARPS % 4 == 0), "wgmma's bounds");
+static_assert(!WGMMA || (kSixteenBit && (kDataParts == 1 || kPartsInPanels) && LOG2_SIZE >= 4 && STAGES > 0 && ORDER_WARPS % 4 == 0), "wgmma's bounds");
 // The words of the base stay in registers if they are few; the loop over steps is then unrolled as a whole.
 constexpr bool kResident = kSixteenBit && kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
 constexpr bool kHeld = STAGES == 0 && kSteps * kGroups <= 4;  // all vectors are loaded before the first is used
@@ -17,8 +17,9 @@ using Accumulators = float[kVectorElements][4];
 // Which i of a step a lane's vector r is.
 __device__ __forceinline__ constexpr int step_row(int r) { return (r & 1) + 8 * (r >> 1); }
 
-// Four vectors, of i = 2t + step_row(0..3) of a step, as B fragments of the products of one group.
-__device__ __forceinline__ void make_fragments(u32 (&b)[kVectorElements][kDataParts][2], const uint4 (&vector)[4]) {
+// Four vectors, of i = 2t + step_row(0..3) of a step, as B fragments of the products of one group: all parts, or, where those
+// are in panels, one of them.
+__device__ __forceinline__ void make_fragments(u32 (&b)[kVectorElements][kDataParts][2], const uint4 (&vector)[4], int panel) {
   u32 word[4][4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
@@ -36,6 +37,9 @@ __device__ __forceinline__ void make_fragments(u32 (&b)[kVectorElements][kDataPa
       u32 part[kDataParts];
       if (!kSixteenBit) {
         split_into_parts(part, mov_f32_b32(first), mov_f32_b32(second));
+      } else if (kPartsInPanels) {
+        b[q][panel % kDataParts][half] = prmt_b32(first, second, q % 2 ? 0x7632 : 0x5410);
+        continue;
       } else if (kDataParts > 1) {
         if (q % 2) split_into_parts(part, high_to_float(first), high_to_float(second));
         else split_into_parts(part, low_to_float(first), low_to_float(second));
@@ -65,11 +69,14 @@ template <typename Vectors>
 __device__ __forceinline__ void multiply_step(Accumulators (&value)[WARP_TILES][kGroups], const BaseFragment (&h)[WARP_TILES][kBaseParts], Vectors vectors) {
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
-    uint4 vector[4];
-#pragma unroll
-    for (int r = 0; r < 4; ++r) vector[r] = vectors(group, r);
     u32 b[kVectorElements][kDataParts][2];
-    make_fragments(b, vector);
+#pragma unroll
+    for (int panel = 0; panel < (kPartsInPanels ? 2 : 1); ++panel) {
+      uint4 vector[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) vector[r] = vectors(panel, group, r);
+      make_fragments(b, vector, panel);
+    }
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) {
 #pragma unroll
@@ -111,8 +118,11 @@ __device__ __forceinline__ void wgmma_steps(Accumulators (&value)[WARP_TILES][kG
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
-      for (int tile = 0; tile < WARP_TILES; ++tile)
-        wgmma_base(value[tile][group], h[s][tile][0], panel + (group * kGroupBytes + (first + s) * 2048) / 16, first + s);
+      for (int tile = 0; tile < WARP_TILES; ++tile) {
+        const u64 b = panel + (group * kGroupBytes + (first + s) * 2048) / 16;
+        if (kPartsInPanels) wgmma_base(value[tile][group], h[s][tile][0], b + kPanelBytes / 16, first + s);  // the low parts
+        wgmma_base(value[tile][group], h[s][tile][0], b, first + s + kPartsInPanels);
+      }
     }
   }
   wgmma_commit_group();

@@ -27,6 +27,10 @@
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS BASE_PARAMETERS) {
   HADAMARD_ROWS(problem)
   BASE_OF_PARAMETERS(base_matrix)
+#if PROLOGUE
+  if (GATED_LAYOUT == UP_GATE) problem.x += ROW_ELEMENTS * kElementBytes;
+  problem.second = GATED_LAYOUT == SEPARATE ? operand - x : (GATED_LAYOUT == GATE_UP ? ROW_ELEMENTS : -ROW_ELEMENTS) * kElementBytes;
+#endif
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int slot = UNITS == 1 ? 0 : warp / ORDER_WARPS;  // which unit of the block
   const int first_tile = ((int)(blockIdx.x % SPLITS) * ORDER_WARPS + warp % ORDER_WARPS) * WARP_TILES;
@@ -100,10 +104,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
       for (int n = 0; n < kBatch; ++n) {
         if (n >= steps) continue;
         const int s = first + n;
-        multiply_step(value, h[n], [&](int group, int r) {
+        multiply_step(value, h[n], [&](int panel, int group, int r) {
           if (kHeld) return held[kHeld ? s * kGroups + group : 0][r];
           if (STAGES == 0) return load_place(problem, unit, {16 * s + 2 * t + step_row(r), 8 * group + chunk_of_lane});
-          return ld_shared_v4(stage + lane_offset + group * kGroupBytes + (16 * s + step_row(r)) * 128);
+          return ld_shared_v4(stage + lane_offset + panel * kPanelBytes + group * kGroupBytes + (16 * s + step_row(r)) * 128);
         });
       }
 #endif

@@ -13,6 +13,11 @@
 #define QUANTIZE_PARAMETERS
 #endif
 
+#ifndef PROLOGUE  // prologue.cuh
+#define PROLOGUE 0
+#define PROLOGUE_PARAMETERS
+#endif
+
 enum Element { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
 
 constexpr bool kSixteenBit = ELEMENT != FLOAT32;
@@ -30,6 +35,11 @@ constexpr int kOutputVectorElements = 16 / kOutputBytes;
 // A lane's part of one tile, as it is in memory.
 struct PackedTile {
   u32 word[kTileWords];
+};
+
+// The same in fp32, after a prologue, in index order of each vector.
+struct TileValues {
+  float v[8];
 };
 
 // Where vector v of this lane starts, in elements from the start of the tile.
@@ -63,6 +73,11 @@ __device__ __forceinline__ void unpack(float (&value)[8], const PackedTile& tile
     if (!kSixteenBit) value[i] = mov_f32_b32(tile.word[i % kTileWords]);
     else value[i] = i % 2 == 0 ? low_to_float(tile.word[i / 2]) : high_to_float(tile.word[i / 2]);
   }
+}
+
+__device__ __forceinline__ void unpack(float (&value)[8], const TileValues& tile) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) value[i] = tile.v[i];
 }
 
 // Two values rounded once to the output type and packed (16-bit output).

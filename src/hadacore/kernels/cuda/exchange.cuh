@@ -29,7 +29,9 @@ constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
 #define MAXIMA_ROWS 1
 #define MAXIMA_SLOTS 1
 #define MAXIMA_BLOCKS CLUSTER
-constexpr u32 kEndOfOtherShared = kFullBarrier + (CLUSTER > 1 ? 8 : 0);
+constexpr u32 kSquares = (kFullBarrier + (CLUSTER > 1 ? 8 : 0) + 15) / 16 * 16;  // 16 bytes for each part of a row that is normalised
+constexpr u32 kEndOfOtherShared = PROLOGUE == 4 || PROLOGUE == 5 ? kSquares + 16 * kParts : kFullBarrier + (CLUSTER > 1 ? 8 : 0);
+constexpr u32 kBytesOfOtherBlocks = kExchangeBytes - kExchangeBytes / CLUSTER + (kEndOfOtherShared > kSquares ? 16 * (kParts - WARPS) : 0);
 
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
 constexpr int kShare = 8 * kPassTiles / kParts;
@@ -127,7 +129,7 @@ __device__ __forceinline__ void init_exchange(u32 shared) {
     fence_mbarrier_init();
   }
   bar_warp_sync();
-  if (threadIdx.x == 0) mbarrier_arrive_expect_tx(shared + kFullBarrier, kExchangeBytes - kExchangeBytes / CLUSTER);
+  if (threadIdx.x == 0) mbarrier_arrive_expect_tx(shared + kFullBarrier, kBytesOfOtherBlocks);
   barrier_cluster_arrive();
 #endif
 }

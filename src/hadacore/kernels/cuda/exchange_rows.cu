@@ -58,20 +58,58 @@ __device__ __forceinline__ void load_all_signs_after(SignsAfter& sign_bits, cons
   }
 }
 
+#if PROLOGUE
+// This warp's part of a row after the prologue; returns its sum of squares.
+__device__ __forceinline__ float apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kVectors], const Prologue& prologue, u64 first,
+                                                const SignBits<kWordsPerRow>& signs, int lane) {
+  float squares[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    VectorValues values = prologue.apply(raw[i], first + i * (kVectorBytesApart / kElementBytes), squares[i]);
+    if (SIGNS == SIGNS_BEFORE) apply_signs(values, signs, 4 * i);
+#pragma unroll
+    for (int e = 0; e < kVectorElements; ++e) tiles[i / kTileVectors].v[i % kTileVectors * kVectorElements + e] = values.v[e];
+  }
+  return kNormalises ? sum_of_squares(squares, 32) : 0.f;
+}
+
+// Every block gets the sums of all parts.
+__device__ __forceinline__ void publish_squares(u32 shared, int block, int warp, float squares, int lane) {
+  const u32 place = shared + kSquares + 16 * (block * WARPS + warp);
+  if (lane == 0) st_shared_f32(place, squares);
+#if CLUSTER > 1
+  if (lane < CLUSTER && lane != block)
+    st_async_v4_b32(mapa_shared_cluster(place, lane), mapa_shared_cluster(shared + kFullBarrier, lane), squares, squares, squares, squares);
+#endif
+}
+
+// After the exchange.
+__device__ __forceinline__ float factor_of_squares(u32 shared, float epsilon) {
+  float squares[kParts];
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) squares[part] = ld_shared_f32(shared + kSquares + 16 * part);
+  return root_mean_square_factor(sum_of_squares(squares, 1), epsilon);
+}
+#endif
+
 #if ENCODING
 // The exchange of a row that is quantized. All values of a thread stay in registers until the scale of their block is known.
 constexpr int kGroups = kSlots * kParts;  // of a thread
 constexpr int kBlockLanes = QUANTIZED_BLOCK / kGroup;
 constexpr bool kBlockIsRow = QUANTIZED_BLOCK == kSize;
+static_assert(!kScalesOfHeads, "heads are small");
 static_assert(PASSES == 1, "a thread must hold its whole share of the row");
 static_assert(kBlockIsRow || kBlockLanes <= 32, "a block must be the row, or lie within a warp");
 
 __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
                                                       const u32 (&read_at)[kQuadsOfGroup], const Quantizer& q, char* codes, u32 row, float scale,
-                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group, RowMaxima& maxima) {
+                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group, RowMaxima& maxima, [[maybe_unused]] float epsilon) {
   write_part<0>(write_at, shared, block, value);
   let_next_kernel_start(BEFORE_EXCHANGE);
   wait_until_full(shared);
+#if PROLOGUE
+  if (kNormalises) scale *= factor_of_squares(shared, epsilon);
+#endif
   float y[kGroups][kGroup];
   u32 magnitude[kGroups], largest = 0;
 #pragma unroll
@@ -197,6 +235,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     if (SIGNS == SIGNS_BEFORE && load_signs) load_signs_before(signs_before, signs_of_row + lane_bytes);
     if (SIGNS == SIGNS_AFTER && PREFETCH && load_signs) load_all_signs_after(signs_after, signs_of_row, first_group);
 
+    float value[kTiles][8];
+#if PROLOGUE
+    static_assert(!PREFETCH && !STRIDED, "a prologue reads rows that follow one another, when it needs them");
+    PROLOGUE_OF_PARAMETERS(prologue)
+    const u64 first_element = (u64)row * kSize + lane_bytes / kElementBytes;
+    RawVector raw[kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) raw[i] = prologue.load(first_element + i * (kVectorBytesApart / kElementBytes));
+    let_next_kernel_start(AFTER_LOADS);
+    TileValues tiles[kTiles];
+    const float squares = apply_prologue(tiles, raw, prologue, first_element, signs_before, lane);
+    transform_tiles(value, tiles, h, lane);
+    const float epsilon_of_row = prologue.epsilon;
+#else
+    [[maybe_unused]] const float epsilon_of_row = 0.f;
     PackedTile packed[kTiles];
     const char* source = problem.x + row_start(problem, row, problem.x_outer, problem.x_inner) * kElementBytes + lane_bytes;
     if (PREFETCH) staging.wait();
@@ -209,13 +262,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     }
     let_next_kernel_start(AFTER_LOADS);
     if (SIGNS == SIGNS_BEFORE) apply_signs(packed, signs_before);
-    float value[kTiles][8];
     transform_tiles(value, packed, h, lane);
+#endif
 
     wait_for_cluster();
     if (PREFETCH && kMeetBeforeWrite) bar_sync();
+#if PROLOGUE
+    if (kNormalises) publish_squares(shared, block, warp, squares, lane);
+#endif
 #if ENCODING
-    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group, maxima);
+    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group, maxima, epsilon_of_row);
 #else
     char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
                    first_group * (kGroup * kOutputBytes);

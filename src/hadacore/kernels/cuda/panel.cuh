@@ -26,7 +26,12 @@ constexpr int kPieceBytes = kPiece * kElementBytes;             // 2, 4 or 8 whe
 constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
 constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
-constexpr u32 kUnitBytes = kGroups * kGroupBytes;
+// A gated activation has a second panel, of up, which its result, as bfloat16 high + low, then shares with the first's. The sum
+// of both in fp32 for float32, whose second panel is not needed any more.
+constexpr int kPanels = PROLOGUE ? 2 : 1;
+constexpr u32 kPanelBytes = kGroups * kGroupBytes;
+constexpr u32 kUnitBytes = kPanels * kPanelBytes;
+static_assert(!PROLOGUE || (PROLOGUE <= 3 && !STRIDED && !kGathered && STAGES > 0), "prologues that panels can have");
 constexpr u32 kStageBytes = UNITS * kUnitBytes;
 
 // A vector of a unit: its chunk among all of the unit's, and its i.
@@ -44,6 +49,10 @@ __device__ __forceinline__ i64 row_of(i64 unit, int column) { return unit * kUni
 __device__ __forceinline__ int offset_in_row(int i, int column) { return i * kColumns + (column & (kColumns - 1)); }
 
 __device__ __forceinline__ const char* element_of_x(const Rows& r, i64 row, int offset) {
+#if PROLOGUE
+  // Of the gate; in rows that hold both, every row of the tensor before this one has as many elements again.
+  if (GATED_LAYOUT != 0) return r.x + (row * kSize + row * kSize / ROW_ELEMENTS * ROW_ELEMENTS + offset) * kElementBytes;
+#endif
   return r.x + (row_start(r, row, r.x_outer, r.x_inner) + offset) * kElementBytes;
 }
 
@@ -131,15 +140,46 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
 __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
   each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
     if (source != nullptr) cp_async_cg_16(address, source);
-    else st_shared_v4_b32(address, load_place(r, unit, place));
+    else st_shared_v4_b32(address, PROLOGUE ? make_uint4(0, 0, 0, 0) : load_place(r, unit, place));
+    if (!PROLOGUE) return;
+    if (source != nullptr) cp_async_cg_16(address + kPanelBytes, source + r.second);
+    else st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));
   });
   cp_async_commit_group();
 }
 
-// This thread's copies have arrived; it applies the signs to what it copied itself.
+#if PROLOGUE
+// A vector's gate and up become the activation.
+__device__ __forceinline__ void activate(u32 address, uint4 signs) {
+  const VectorValues gate = values_of(ld_shared_v4(address)), up = values_of(ld_shared_v4(address + kPanelBytes));
+  const u32 sign_word[4] = {signs.x, signs.y, signs.z, signs.w};
+  float v[kVectorElements];
+#pragma unroll
+  for (int i = 0; i < kVectorElements; ++i) {
+    const u32 sign = sign_word[i * kElementBytes / 4];
+    v[i] = activation(gate.v[i]) * up.v[i];
+    if (SIGNS == SIGNS_BEFORE) v[i] = mov_f32_b32(mov_b32_f32(v[i]) ^ (kSixteenBit && i % 2 == 0 ? sign << 16 : sign) & 0x80000000u);
+  }
+  u32 first[4], second[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if (kSixteenBit) split_pair(first[w], second[w], v[(2 * w) % kVectorElements], v[(2 * w + 1) % kVectorElements]);
+    else first[w] = mov_b32_f32(v[w % kVectorElements]);
+  }
+  st_shared_v4_b32(address, make_uint4(first[0], first[1], first[2], first[3]));
+  if (kSixteenBit) st_shared_v4_b32(address + kPanelBytes, make_uint4(second[0], second[1], second[2], second[3]));
+}
+#endif
+
+// This thread's copies have arrived; it applies the prologue and the signs to what it copied itself.
 __device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 stage) {
   cp_async_wait_all();
-  if (SIGNS == SIGNS_BEFORE && !kGathered) {
+#if PROLOGUE
+  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
+    if (source != nullptr) activate(address, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
+  });
+#endif
+  if (!PROLOGUE && SIGNS == SIGNS_BEFORE && !kGathered) {
     each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
       if (source != nullptr) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
     });
@@ -153,7 +193,7 @@ __device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 
 __device__ __forceinline__ void clear_padding(u32 stages) {
   constexpr int kPadding = 8 * (kPaddedOrder - ORDER);
 #pragma unroll 1
-  for (int index = threadIdx.x; index < STAGES * UNITS * kGroups * kPadding; index += kThreads) {
+  for (int index = threadIdx.x; index < STAGES * UNITS * kPanels * kGroups * kPadding; index += kThreads) {
     const int panel = index / (kPadding > 0 ? kPadding : 1), vector = index - panel * kPadding;
     st_shared_v4_b32(stages + panel * kGroupBytes + ORDER * 128 + vector * 16, make_uint4(0, 0, 0, 0));
   }

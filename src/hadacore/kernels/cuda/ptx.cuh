@@ -56,6 +56,11 @@ __device__ __forceinline__ void st_global_u8(void* address, u32 v) {
   asm volatile("st.global.u8 [%0], %1;" :: "l"(address), "r"(v) : "memory");
 }
 
+// red.global.max.u32: the larger of what is there and v, which is not given back.
+__device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
+  asm volatile("red.global.max.u32 [%0], %1;" :: "l"(address), "r"(v) : "memory");
+}
+
 extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];  // as wgmma's swizzle wants it
 
 // cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.
@@ -275,6 +280,32 @@ __device__ __forceinline__ float add_rn_f32(float a, float b) {
   float sum;
   asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
   return sum;
+}
+
+__device__ __forceinline__ float fma_rn_f32(float a, float b, float c) {
+  float sum;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+  return sum;
+}
+
+__device__ __forceinline__ float sqrt_rn_f32(float v) {
+  float root;
+  asm("sqrt.rn.f32 %0, %1;" : "=f"(root) : "f"(v));
+  return root;
+}
+
+// ex2.approx.f32: 2^v to two units in the last place.
+__device__ __forceinline__ float ex2_approx_f32(float v) {
+  float power;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
+}
+
+// rcp.approx.f32: the reciprocal to one unit in the last place.
+__device__ __forceinline__ float rcp_approx_f32(float v) {
+  float reciprocal;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return reciprocal;
 }
 
 // rcp.rn.f32: the correctly rounded reciprocal.

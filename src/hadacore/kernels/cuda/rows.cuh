@@ -13,7 +13,7 @@ static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole v
 
 // The kernel's parameters. Those that a configuration does not use are not passed at all.
 #define HADAMARD_PARAMETERS \
-  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS QUANTIZE_PARAMETERS
+  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS PROLOGUE_PARAMETERS QUANTIZE_PARAMETERS
 #if STRIDED
 #define STRIDED_PARAMETERS , i64 inner_rows, i64 x_outer, i64 x_inner, i64 y_outer, i64 y_inner
 #else
@@ -30,10 +30,11 @@ struct Rows {
   const char* signs;  // sign_rows * kSize elements, which repeat
   i64 sign_rows;
   i64 inner_rows, x_outer, x_inner, y_outer, y_inner;  // in elements; row = outer * inner_rows + inner
+  i64 second;  // bytes from a gate to its up, of kernels of sizes m * 2^k
 };
 
 #define HADAMARD_ROWS(name)                                                                \
-  Rows name = {x, y, rows, nullptr, 1, 1, 0, 0, 0, 0};                                     \
+  Rows name = {x, y, rows, nullptr, 1, 1, 0, 0, 0, 0, 0};                                  \
   HADAMARD_ROWS_SIGNS(name)                                                                \
   HADAMARD_ROWS_STRIDED(name)
 #if SIGNS != 0

@@ -34,7 +34,7 @@ struct Fragment {
 constexpr bool kOwnRegisters = SIGNS == 0 && !STRIDED;
 
 struct Hadamard16 {
-  u32 pair;        // in the element type
+  u32 pair;        // in the element type; bfloat16 after a prologue
   Fragment exact;  // likewise, for the first product
   Fragment split;  // in bfloat16, for the second
 
@@ -42,7 +42,7 @@ struct Hadamard16 {
     const u32 g = lane >> 2, k = 2 * (lane & 3);
     const u32 sign_low = (u32)(__popc(g & k) & 1) << 15;
     const u32 sign_high = (u32)(__popc(g & (k + 1)) & 1) << 31;
-    pair = (ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u) ^ sign_low ^ sign_high;
+    pair = (ELEMENT == FLOAT16 && !PROLOGUE ? 0x3c003c00u : 0x3f803f80u) ^ sign_low ^ sign_high;
     if (!kTwoProducts) return;
     exact.set(pair, kOwnRegisters ? (u32)(rows >> 62) : 0);
     split.set(0x3f803f80u ^ sign_low ^ sign_high, kOwnRegisters ? (u32)(rows >> 61) : 0);
@@ -90,18 +90,43 @@ __device__ __forceinline__ void tile_by_butterflies(float (&value)[8], int lane)
 
 // ---- Tensor Cores ---------------------------------------------------------------------------------
 
+// x = high + low, each bfloat16: 16 bits of significand, and the exponent range of fp32, so nothing overflows.
+__device__ __forceinline__ void split_pair(u32& high, u32& low, float first, float second) {
+  high = cvt_rn_bf16x2_f32(second, first);
+  low = cvt_rn_bf16x2_f32(second - mov_f32_b32(high & 0xffff0000u), first - mov_f32_b32(high << 16));
+}
+
+// fp32 values as they are after a prologue: high + low.
+__device__ __forceinline__ void split_tile(u32 (&high)[4], u32 (&low)[4], const TileValues& x) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) split_pair(high[w], low[w], x.v[2 * w], x.v[2 * w + 1]);
+}
+
+__device__ __forceinline__ void multiply_columns(float (&d)[4], const PackedTile& x, u32 b0, u32 b1) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  mma_exact(d, x.word[0], x.word[1], x.word[2], x.word[3], b0, b1, zero);
+}
+
+__device__ __forceinline__ void multiply_columns(float (&d)[4], const TileValues& x, u32 b0, u32 b1) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  u32 high[4], low[4];
+  split_tile(high, low, x);
+  float part[4];
+  mma_m16n8k16_f32_bf16(part, low[0], low[1], low[2], low[3], b0, b1, zero);
+  mma_m16n8k16_f32_bf16(d, high[0], high[1], high[2], high[3], b0, b1, part);
+}
+
 // Sizes 32, 64, 128: data as A, H16 as B, so the results keep the lanes and positions of the elements.
 //   K before:  bit 0 = pair, bits 3 4 = lane bits 0 1, bit 2 = register (a0/a2)
 //   N after:   bit 0 = pair, bits 3 4 = lane bits 0 1, bit 2 = which product (columns 0..7 or 8..15)
 //   M:         bit 1 = register (a0/a1), bits 5 6 7 = lane bits 2 3 4, untouched
 // With bit 2 rather than bit 1 in K, a fragment is the loaded vector as it is, and needs no moves. Then bit 1 in
 // registers, and the row's bits above 4 (size 64: bit 5; size 128: bits 5 6) between lanes.
-__device__ __forceinline__ void tile_by_one_product(float (&value)[8], const PackedTile& x, const Hadamard16& h, int lane) {
+template <typename Tile>
+__device__ __forceinline__ void tile_by_one_product(float (&value)[8], const Tile& x, const Hadamard16& h, int lane) {
   float columns[2][4];
-  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-  const u32 p = h.pair, n = h.pair ^ kNegatePair;
-  mma_exact(columns[0], x.word[0], x.word[1], x.word[2], x.word[3], p, p, zero);
-  mma_exact(columns[1], x.word[0], x.word[1], x.word[2], x.word[3], p, n, zero);
+  multiply_columns(columns[0], x, h.pair, h.pair);
+  multiply_columns(columns[1], x, h.pair, h.pair ^ kNegatePair);
 #pragma unroll
   for (int i = 0; i < 8; ++i) value[i] = columns[i / 4][i % 4];
   register_butterfly<2>(value);
@@ -109,10 +134,22 @@ __device__ __forceinline__ void tile_by_one_product(float (&value)[8], const Pac
   if (kTileBits > 6) lane_butterfly(value, lane, 3);
 }
 
-// x = high + low, each bfloat16: 16 bits of significand, and the exponent range of fp32, so nothing overflows.
-__device__ __forceinline__ void split_pair(u32& high, u32& low, float first, float second) {
-  high = cvt_rn_bf16x2_f32(second, first);
-  low = cvt_rn_bf16x2_f32(second - mov_f32_b32(high & 0xffff0000u), first - mov_f32_b32(high << 16));
+__device__ __forceinline__ void multiply_rows(float (&d)[2][4], const PackedTile& x, const Hadamard16& h) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  mma_exact(d[0], h.exact, x.word[0], x.word[1], zero);
+  mma_exact(d[1], h.exact, x.word[2], x.word[3], zero);
+}
+
+__device__ __forceinline__ void multiply_rows(float (&d)[2][4], const TileValues& x, const Hadamard16& h) {
+  const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  u32 high[4], low[4];
+  split_tile(high, low, x);
+#pragma unroll
+  for (int bit2 = 0; bit2 < 2; ++bit2) {
+    float part[4];
+    mma_split(part, h.split, {low[2 * bit2], low[2 * bit2 + 1]}, zero);
+    mma_split(d[bit2], h.split, {high[2 * bit2], high[2 * bit2 + 1]}, part);
+  }
 }
 
 // Size 256 and above: H16 as A, data as B, twice. The accumulators of the first product, split and packed in
@@ -124,11 +161,11 @@ __device__ __forceinline__ void split_pair(u32& high, u32& low, float first, flo
 //   second product contracts K = bits 5 6 7 2 (pair, lane bits 0 1, b0/b1); bit 1 selects which of two
 //   after it:        bit 0 = pair,  bit 2 = accumulator half,  bit 1 = which product,
 //                    bits 3 4 = lane bits 0 1,  bits 5 6 7 = lane bits 2 3 4: as loaded
-__device__ __forceinline__ void tile_by_two_products(float (&value)[8], const PackedTile& x, const Hadamard16& h) {
+template <typename Tile>
+__device__ __forceinline__ void tile_by_two_products(float (&value)[8], const Tile& x, const Hadamard16& h) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
   float first[2][4];  // [bit 2]
-  mma_exact(first[0], h.exact, x.word[0], x.word[1], zero);
-  mma_exact(first[1], h.exact, x.word[2], x.word[3], zero);
+  multiply_rows(first, x, h);
 #pragma unroll
   for (int bit1 = 0; bit1 < 2; ++bit1) {
     u32 high[2], low[2];  // [bit 2]
@@ -147,8 +184,8 @@ __device__ __forceinline__ void tile_by_two_products(float (&value)[8], const Pa
 // ---- all tiles of a warp ---------------------------------------------------------------------------
 
 // Contracts the index bits inside a tile and those between the TILES tiles.
-template <int TILES>
-__device__ __forceinline__ void transform_tiles(float (&value)[TILES][8], const PackedTile (&x)[TILES], const Hadamard16& h, int lane) {
+template <int TILES, typename Tile>
+__device__ __forceinline__ void transform_tiles(float (&value)[TILES][8], const Tile (&x)[TILES], const Hadamard16& h, int lane) {
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
     if (kTwoProducts) {

@@ -10,24 +10,60 @@ constexpr int kWordsPerUnit = kTiles * kTileWords;
 #if ENCODING
 // A block of the quantizer is the lanes of one access of the warp, or some of them, or all of a row.
 constexpr int kBlockLanes = QUANTIZED_BLOCK / kVectorElements;
-constexpr bool kBlockIsRow = kBlockLanes > 32;
+constexpr bool kBlockIsRow = kBlockLanes > 32 && kMakesScales;
 static_assert(QUANTIZED_BLOCK == 0 || kBlockLanes > 0, "a lane's vector holds several blocks");
 static_assert(!kBlockIsRow || QUANTIZED_BLOCK == kUnitElements, "a block must be the row");
 constexpr int kUnitVectors = kTiles * kTileVectors;
 
+#if PROLOGUE
+// The vectors of a unit after the prologue; the scale becomes that of each vector's row.
+__device__ __forceinline__ void apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kUnitVectors], const Prologue& prologue, const Cursor& cursor,
+                                               int first_distance, i64 unit, const SignBits<kWordsPerUnit>& sign_bits, float (&scale)[kUnitVectors], int lane) {
+  float squares[kUnitVectors];
+#pragma unroll
+  for (int i = 0; i < kUnitVectors; ++i) {
+    const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
+    VectorValues values = {};
+    squares[i] = 0.f;
+    if (elements_present(cursor, first_distance + i * 32 * kVectorElements) > 0) values = prologue.apply(raw[i], index, squares[i]);
+    if (SIGNS == SIGNS_BEFORE) apply_signs(values, sign_bits, 4 * i);
+#pragma unroll
+    for (int e = 0; e < kVectorElements; ++e) tiles[i / kTileVectors].v[i % kTileVectors * kVectorElements + e] = values.v[e];
+  }
+  if (!kNormalises) return;
+  constexpr int kRowLanes = ROW_ELEMENTS / kVectorElements;
+  if (kRowLanes >= 32) {
+    static_assert(!kNormalises || kRowLanes < 32 || kRowLanes % 32 == 0, "a row is whole accesses of the warp");
+    constexpr int kRowVectors = kRowLanes / 32 < 1 ? 1 : kRowLanes / 32 > kUnitVectors ? kUnitVectors : kRowLanes / 32;
+#pragma unroll
+    for (int i = 0; i < kUnitVectors; i += kRowVectors) {
+      const float factor = root_mean_square_factor(sum_of_squares(reinterpret_cast<float(&)[kRowVectors]>(squares[i]), 32), prologue.epsilon);
+#pragma unroll
+      for (int j = 0; j < kRowVectors; ++j) scale[i + j] *= factor;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kUnitVectors; ++i)
+      scale[i] *= root_mean_square_factor(sum_of_squares(reinterpret_cast<float(&)[1]>(squares[i]), kRowLanes), prologue.epsilon);
+  }
+}
+#endif
+
 __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor& cursor, int first_distance, i64 unit, float (&value)[kTiles][8],
-                                               float scale, const SignBits<kWordsPerUnit>& sign_bits, int lane) {
+                                               const float (&scale)[kUnitVectors], const SignBits<kWordsPerUnit>& sign_bits, int lane) {
   float(&y)[kUnitVectors][kVectorElements] = reinterpret_cast<float(&)[kUnitVectors][kVectorElements]>(value);
   u32 magnitude[kUnitVectors], largest = 0;
 #pragma unroll
   for (int i = 0; i < kUnitVectors; ++i) {
-    magnitude[i] = scale_and_measure(y[i], scale, sign_bits, 4 * i);
+    magnitude[i] = scale_and_measure(y[i], scale[i], sign_bits, 4 * i);
     largest = max_u32(largest, magnitude[i]);
   }
-  BlockScales<kUnitVectors, NeighbouringLanes<kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? 1 : kBlockLanes>> scales;
+  BlockScales<kUnitVectors, NeighbouringLanes<kBlockIsRow || !kMakesScales ? 1 : kBlockLanes>> scales;
   BlockScale of_all;
   if (SCALE_TYPE == GIVEN_SCALE) {
     of_all = q.scale_of(0);
+  } else if (kScalesOfHeads) {
+    // A row is a head; below.
   } else if (kBlockIsRow) {
     of_all = q.scale_of(redux_sync_max_u32(largest));
     if (lane == 0 && elements_present(cursor, first_distance) > 0) q.store_scale((u32)unit, of_all);
@@ -43,10 +79,11 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
   }
 #pragma unroll
   for (int i = 0; i < kUnitVectors; ++i) {
-    const float reciprocal = kBlockIsRow || SCALE_TYPE == GIVEN_SCALE ? of_all.reciprocal : scales.reciprocal(i, lane);
+    float reciprocal = kBlockIsRow || !kMakesScales ? of_all.reciprocal : scales.reciprocal(i, lane);
     const int distance = first_distance + i * 32 * kVectorElements;
     if (elements_present(cursor, distance) == 0) continue;
     const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
+    if (kScalesOfHeads) reciprocal = q.scale_of_head((u32)(index >> LOG2_SIZE), (index & (kSize - 1)) == 0).reciprocal;
     encode_and_store(cursor.y + stored_bytes(distance), y[i], reciprocal, q, index);
   }
 }
@@ -67,6 +104,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   QUANTIZER_OF_PARAMETERS(quantizer)
 #endif
 
+#if PROLOGUE
+  PROLOGUE_OF_PARAMETERS(prologue)
+  RawVector raw[UNITS][kUnitVectors];
+#pragma unroll
+  for (int i = 0; i < UNITS * kUnitVectors; ++i) {
+    const int u = i / kUnitVectors, vector = i % kUnitVectors;
+    const u64 index = (first + u * WARPS) * kUnitElements + vector * 32 * kVectorElements + lane * kVectorElements;
+    const bool present = elements_present(cursor, u * WARPS * kUnitElements + vector * 32 * kVectorElements) > 0;
+    raw[u][vector] = present ? prologue.load(index) : RawVector{};
+  }
+#else
   PackedTile packed[UNITS][kTiles];
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
@@ -80,6 +128,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
       }
     }
   }
+#endif
 
   let_next_kernel_start(AFTER_LOADS);
 
@@ -96,12 +145,23 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
       }
     }
 
-    if (SIGNS == SIGNS_BEFORE) apply_signs(packed[u], sign_bits);
     float value[kTiles][8];
+#if ENCODING
+    float scales[kUnitVectors];
+#pragma unroll
+    for (int i = 0; i < kUnitVectors; ++i) scales[i] = (float)scale;
+#endif
+#if PROLOGUE
+    TileValues tiles[kTiles];
+    apply_prologue(tiles, raw[u], prologue, cursor, u * WARPS * kUnitElements, unit, sign_bits, scales, lane);
+    transform_tiles(value, tiles, h, lane);
+#else
+    if (SIGNS == SIGNS_BEFORE) apply_signs(packed[u], sign_bits);
     transform_tiles(value, packed[u], h, lane);
+#endif
 
 #if ENCODING
-    quantize_tiles(quantizer, cursor, u * WARPS * kUnitElements, unit, value, (float)scale, sign_bits, lane);
+    quantize_tiles(quantizer, cursor, u * WARPS * kUnitElements, unit, value, scales, sign_bits, lane);
     continue;
 #else
 #pragma unroll

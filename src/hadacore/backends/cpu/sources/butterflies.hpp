@@ -40,14 +40,32 @@ template <class E, bool SIGNED, bool STREAMED> struct Sink {
     const Real* signs;
     Real scale;
     const typename E::Memory* next;  // the row that is read next and is fetched meanwhile, or null
+    // Fetching is into the second level: in the first it drives out what is computed with (measured: 5120 in float32 2.9 ->
+    // 1.7 ms).
     template <class V> MEMBER void store(int64_t i, V v) const {
-        if (next != nullptr) __builtin_prefetch(next + i);
+        if (next != nullptr) __builtin_prefetch(next + i, 0, 2);
         v *= scale;
         if constexpr (SIGNED) v *= load_bits<V>(signs + i);
         if constexpr (STREAMED) {
             E::stream(memory + i, v);
         } else {
             E::store(memory + i, v);
+        }
+    }
+    // Two neighbouring vectors. Half a line of 16-bit elements would cost as much as a whole one.
+    template <class V> MEMBER void store_pair(int64_t i, V v, V w) const {
+        if constexpr (E::HAS_PAIRS) {
+            if (next != nullptr) __builtin_prefetch(next + i, 0, 2);
+            v *= scale;
+            w *= scale;
+            if constexpr (SIGNED) {
+                v *= load_bits<V>(signs + i);
+                w *= load_bits<V>(signs + i + Work<Real>::LANES);
+            }
+            E::template store_pair<STREAMED>(memory + i, v, w);
+        } else {
+            store(i, v);
+            store(i + Work<Real>::LANES, w);
         }
     }
     // The sink of what lies `done` elements further on, but into other memory.
@@ -60,6 +78,10 @@ template <class E, bool SIGNED, bool STREAMED> struct Sink {
 template <class R> struct Keep {
     R* memory;
     template <class V> MEMBER void store(int64_t i, V v) const { store_bits(memory + i, v); }
+    template <class V> MEMBER void store_pair(int64_t i, V v, V w) const {
+        store(i, v);
+        store(i + Work<R>::LANES, w);
+    }
 };
 
 // Index bits within a vector: lane i of the swapped vector holds i's partner, and a - b is b times -1 plus a.
@@ -95,7 +117,7 @@ template <int BITS, class R, class From, class To> INLINE void register_block(co
     for (int r = 0; r < REGISTERS; r++) v[r] = lane_butterflies<lane_bits>(from.load(i + r * Work<R>::LANES));
     register_butterflies<1 << (BITS - lane_bits), REGISTERS>(v);
 #pragma GCC unroll 32
-    for (int r = 0; r < REGISTERS; r++) to.store(o + r * Work<R>::LANES, v[r]);
+    for (int r = 0; r < REGISTERS; r += 2) to.store_pair(o + r * Work<R>::LANES, v[r], v[r + 1]);
 }
 
 // register_block on `blocks` consecutive blocks. Not inlined, so that it is compiled once for all who call it.
@@ -134,8 +156,12 @@ INLINE void radix_pass(const R* row, int64_t blocks, int64_t distance, const To&
                 }
 #pragma GCC unroll 32
                 for (int r = 0; r < RADIX; r++) {
-#pragma GCC unroll 4
-                    for (int t = 0; t < TOGETHER; t++) to.store((block + r * distance) * pitch + i + t * lanes, v[t][r]);
+                    int64_t o = (block + r * distance) * pitch + i;
+                    if constexpr (TOGETHER == 2) {
+                        to.store_pair(o, v[0][r], v[1][r]);
+                    } else {
+                        to.store(o, v[0][r]);
+                    }
                 }
             }
         }

@@ -2,19 +2,21 @@
 #pragma once
 #include <stdlib.h>
 
-#include "product.hpp"
+#include "known_bases.hpp"
 
 namespace HADACORE_ISA {
 
 // Elements of one piece of work for parallel_for: enough to be worth a thread's waking, few enough to share out well.
 constexpr int64_t PIECE = 1 << 15;
 // From this many bytes of output on, stores go past the caches: the output would not stay in them anyway, and memory
-// is not read before it is overwritten.
-constexpr int64_t STREAM_BYTES = 1 << 23;
+// is not read before it is overwritten. Products with a base write to many places at once, where that costs twice
+// (measured: 3072 in bfloat16 3.0 -> 2.0 ms for 8 MiB).
+constexpr int64_t STREAM_BYTES = 1 << 22;
 // Sizes from which on the next transform's input is fetched while results are stored: longer rows have phases without
-// reads, in which the hardware does not fetch ahead. Below, it costs more than it gives (measured).
-constexpr int64_t FETCHED_SIZE = 1 << 13;
-constexpr int64_t FETCHED_PRODUCT_SIZE = 1 << 12;
+// reads, in which the hardware does not fetch ahead. Below, it costs more than it gives (measured: 2048 in float32 1.5
+// -> 1.9 ms, 1536 with a base 1.4 -> 1.5, 3072 2.0 -> 1.8).
+constexpr int64_t FETCHED_SIZE = 1 << 12;
+constexpr int64_t FETCHED_PRODUCT_SIZE = 1 << 11;
 // From this order on the table of sign_panel is worth building (measured: 12 is not, 20 is).
 constexpr int64_t SMALLEST_TABLE_ORDER = 16;
 
@@ -26,7 +28,8 @@ template <class E> struct Call {
     const Memory* x;
     Memory* out;
     const Real* base;
-    int64_t* patterns;  // of a base matrix of +1 and -1, see product.hpp; null for others; owned
+    int64_t known;      // order of a base matrix that is one of known_bases.hpp, else 0
+    int64_t* patterns;  // of another base matrix of +1 and -1, see product.hpp; null for others; owned
     Real* signs;        // periodic, a piece and a block longer than a row; null without signs; owned
     Real scale;
     int64_t size;    // elements of a transform
@@ -36,12 +39,14 @@ template <class E> struct Call {
     bool streamed;  // whether to store past the caches
     bool fetched;   // whether to fetch the next transform's input
     int64_t status;
+    bool owner;  // of signs and patterns
 
     explicit Call(const Problem& problem)
         : problem(&problem),
           x(static_cast<const Memory*>(problem.x)),
           out(static_cast<Memory*>(problem.out)),
           base(static_cast<const Real*>(problem.base)),
+          known(known_order(base, problem.order)),
           patterns(nullptr),
           signs(nullptr),
           scale(Real(problem.scale)),
@@ -51,7 +56,8 @@ template <class E> struct Call {
           dense(problem.dimensions <= 1),
           streamed(false),
           fetched(size >= (base == nullptr ? FETCHED_SIZE : FETCHED_PRODUCT_SIZE)),
-          status(DONE) {
+          status(DONE),
+          owner(true) {
         for (int64_t d = 0; d < problem.dimensions; d++) {
             rows *= problem.shape[d];
             dense = dense && problem.x_strides[d] == problem.row_length && problem.out_strides[d] == problem.row_length;
@@ -60,7 +66,26 @@ template <class E> struct Call {
         lay_out_base();
         lay_out_signs();
     }
+    // Of `rows` rows without gaps at `x`, to rows without gaps at `out`, what `whole` does with its own.
+    Call(const Call& whole, const Memory* x, Memory* out, int64_t rows)
+        : problem(whole.problem),
+          x(x),
+          out(out),
+          base(whole.base),
+          known(whole.known),
+          patterns(whole.patterns),
+          signs(whole.signs),
+          scale(whole.scale),
+          size(whole.size),
+          blocks(whole.blocks),
+          rows(rows),
+          dense(true),
+          streamed(false),
+          fetched(false),
+          status(DONE),
+          owner(false) {}
     ~Call() {
+        if (!owner) return;
         free(patterns);
         free(signs);
     }
@@ -70,7 +95,7 @@ template <class E> struct Call {
     void fail() { __atomic_store_n(&status, int64_t(OUT_OF_MEMORY), __ATOMIC_RELAXED); }
 
     void lay_out_base() {
-        if (problem->order < SMALLEST_TABLE_ORDER || !has_only_signs(base, problem->order)) return;
+        if (known != 0 || problem->order < SMALLEST_TABLE_ORDER || !has_only_signs(base, problem->order)) return;
         patterns = static_cast<int64_t*>(malloc(size_t(problem->order * groups(problem->order)) * sizeof(int64_t)));
         if (patterns == nullptr) return fail();
         find_patterns(base, problem->order, TABLE_LANES<Real>, patterns);
@@ -101,6 +126,8 @@ template <class E> struct Call {
         }
         return sum;
     }
+
+    int64_t x_offset(int64_t row) const { return dense ? row * problem->row_length : offset(*problem, problem->x_strides, row); }
 
     Place row(int64_t index) const {
         if (dense) return {x + index * problem->row_length, out + index * problem->row_length, signs, nullptr};
@@ -160,9 +187,16 @@ template <class E> struct Call {
         if (done < elements) __builtin_memcpy(place.out + done, rest, (elements - done) * sizeof(Memory));
     }
 
-    // Multiplies COLUMNS columns by the base matrix. `table` has room for product_scratch elements.
+    // Elements that multiply needs beside the panel.
+    int64_t product_elements() const {
+        return known != 0 ? known * COLUMNS<Real> : patterns != nullptr ? product_scratch<Real>(problem->order) : 0;
+    }
+
+    // Multiplies COLUMNS columns by the base matrix. `table` has room for product_elements.
     template <class To> void multiply(const Real* panel, int64_t pitch, Real* table, const To& to, int64_t o, int64_t to_pitch) const {
-        if (patterns != nullptr) {
+        if (known != 0) {
+            known_panel(known, panel, pitch, table, to, o, to_pitch);
+        } else if (patterns != nullptr) {
             sign_panel<Real>(patterns, problem->order, panel, pitch, table, to, o, to_pitch);
         } else {
             product_panel<Real>(base, problem->order, panel, pitch, to, o, to_pitch);

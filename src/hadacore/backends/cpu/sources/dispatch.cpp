@@ -5,18 +5,23 @@
 #include <cpuid.h>
 #endif
 
+#define DECLARE(isa)                                    \
+    namespace isa {                                     \
+    Status transform(const Problem&);                   \
+    Status quantize(const Problem&, const Quantization&); \
+    }
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 #if defined(HADACORE_WITH_AVX512)
-namespace avx512 { Status transform(const Problem&); }
+DECLARE(avx512)
 #endif
 #if defined(HADACORE_WITH_AVX2)
-namespace avx2 { Status transform(const Problem&); }
+DECLARE(avx2)
 #endif
 #if defined(HADACORE_WITH_NEON)
-namespace neon { Status transform(const Problem&); }
+DECLARE(neon)
 #endif
-namespace portable { Status transform(const Problem&); }
+DECLARE(portable)
 
 namespace {
 
@@ -43,20 +48,21 @@ struct InstructionSet {
     const char* name;
     bool (*supported)();
     Status (*transform)(const Problem&);
+    Status (*quantize)(const Problem&, const Quantization&);
 };
 
 // Best first.
 const InstructionSet INSTRUCTION_SETS[] = {
 #if defined(HADACORE_WITH_AVX512)
-    {"avx512", has_avx512, avx512::transform},
+    {"avx512", has_avx512, avx512::transform, avx512::quantize},
 #endif
 #if defined(HADACORE_WITH_AVX2)
-    {"avx2", has_avx2, avx2::transform},
+    {"avx2", has_avx2, avx2::transform, avx2::quantize},
 #endif
 #if defined(HADACORE_WITH_NEON)
-    {"neon", always, neon::transform},
+    {"neon", always, neon::transform, neon::quantize},
 #endif
-    {"portable", always, portable::transform},
+    {"portable", always, portable::transform, portable::quantize},
 };
 
 constexpr int64_t COUNT = sizeof(INSTRUCTION_SETS) / sizeof(INSTRUCTION_SETS[0]);
@@ -80,4 +86,10 @@ EXPORT int64_t hadacore_transform(const Problem* problem) {
     int64_t index = problem->instruction_set;
     if (index < 0 || index >= COUNT) return UNKNOWN_INSTRUCTION_SET;
     return INSTRUCTION_SETS[index].transform(*problem);
+}
+
+EXPORT int64_t hadacore_quantize(const Problem* problem, const Quantization* quantization) {
+    int64_t index = problem->instruction_set;
+    if (index < 0 || index >= COUNT) return UNKNOWN_INSTRUCTION_SET;
+    return INSTRUCTION_SETS[index].quantize(*problem, *quantization);
 }

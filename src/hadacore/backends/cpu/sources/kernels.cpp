@@ -2,6 +2,7 @@
 #include "call.hpp"
 #include "columns.hpp"
 #include "large.hpp"
+#include "quantize.hpp"
 
 namespace HADACORE_ISA {
 
@@ -78,7 +79,7 @@ template <class E> static void wide_products(void* context, int64_t begin, int64
     int64_t order = call.problem->order, log2 = call.problem->log2, length = int64_t(1) << log2;
     int64_t pitch = log2 < BLOCK_BITS<R> ? length : length + Work<R>::LANES;
     int64_t elements = order * pitch + BLOCK<R>;
-    int64_t scratch = scratch_elements<R>(log2), table = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    int64_t scratch = scratch_elements<R>(log2), table = call.product_elements();
     R* rows = static_cast<R*>(thread_scratch((elements + (scratch > table ? scratch : table)) * int64_t(sizeof(R))));
     if (rows == nullptr) return call.fail();
     for (int64_t index = begin; index < end; index++) {
@@ -98,7 +99,7 @@ template <class E> static void narrow_products(void* context, int64_t begin, int
     using R = typename E::Real;
     int64_t order = call.problem->order, length = int64_t(1) << call.problem->log2, side = COLUMNS<R> / length;
     int64_t run_elements = side * call.size + BLOCK<R>, panel_elements = order * COLUMNS<R>;
-    int64_t table_elements = call.patterns == nullptr ? 0 : product_scratch<R>(order);
+    int64_t table_elements = call.product_elements();
     R* run = static_cast<R*>(thread_scratch((run_elements + 2 * panel_elements + table_elements) * int64_t(sizeof(R))));
     if (run == nullptr) return call.fail();
     R *panel = run + run_elements, *result = panel + panel_elements, *table = result + panel_elements;
@@ -120,30 +121,47 @@ template <class E> static void narrow_products(void* context, int64_t begin, int
     finish_streams();
 }
 
+// How the rows of a call are shared out: a function and what it counts, how many there are, and how many are worth a
+// thread's waking.
+struct Sharing {
+    Range range;
+    int64_t count;
+    int64_t grain;
+};
+
+// Transforms that narrow_products takes side by side; 1 for all other calls.
+template <class E> static int64_t side_by_side(const Call<E>& call) {
+    int64_t length = int64_t(1) << call.problem->log2, columns = COLUMNS<typename E::Real>;
+    return call.base == nullptr || length >= columns ? 1 : columns / length;
+}
+
+// Of rows that one thread can transform, elements of which are neighbours.
+template <class E> static Sharing sharing_of(const Call<E>& call) {
+    constexpr int64_t block = BLOCK<typename E::Real>;
+    int64_t length = call.problem->row_length, transforms = call.rows * call.blocks;
+    int64_t grain = PIECE / call.size > 0 ? PIECE / call.size : 1, side = side_by_side(call);
+    if (call.base != nullptr) {
+        // A piece of narrow products is a whole number of panels, so that only the last one is partly empty.
+        return {side == 1 ? wide_products<E> : narrow_products<E>, transforms, (grain + side - 1) / side * side};
+    }
+    if (call.problem->log2 >= BLOCK_BITS<typename E::Real>) return {whole_rows<E>, transforms, grain};
+    if (call.dense) return {dense_short_rows<E>, (call.rows * length + block - 1) / block, PIECE / block};
+    return {gapped_short_rows<E>, call.rows, PIECE / length > 0 ? PIECE / length : 1};
+}
+
 template <class E> static Status run(const Problem& problem) {
-    using R = typename E::Real;
     Call<E> call(problem);
     if (call.status != DONE) return Status(call.status);
-    int64_t transforms = call.rows * call.blocks, log2 = problem.log2, grain = PIECE / call.size > 0 ? PIECE / call.size : 1;
+    int64_t transforms = call.rows * call.blocks;
     if (problem.columns > 0) {
         int64_t tiles = (problem.columns + COLUMN_TILE - 1) / COLUMN_TILE * transforms;
         int64_t together = PIECE / (call.size * COLUMN_TILE);
         parallel_for(tiles, together > 0 ? together : 1, problem.threads, column_tiles<E>, &call);
-    } else if (log2 > LARGEST_ROW_BITS) {
+    } else if (problem.log2 > LARGEST_ROW_BITS) {
         large_rows(call, transforms);
-    } else if (problem.base != nullptr) {
-        bool wide = (int64_t(1) << log2) >= COLUMNS<R>;
-        // A piece of narrow products is a whole number of panels, so that only the last one is partly empty.
-        int64_t side = wide ? 1 : COLUMNS<R> >> log2;
-        parallel_for(transforms, (grain + side - 1) / side * side, problem.threads, wide ? wide_products<E> : narrow_products<E>, &call);
-    } else if (log2 >= BLOCK_BITS<R>) {
-        parallel_for(transforms, grain, problem.threads, whole_rows<E>, &call);
-    } else if (call.dense) {
-        int64_t blocks = (call.rows * problem.row_length + BLOCK<R> - 1) / BLOCK<R>;
-        parallel_for(blocks, PIECE / BLOCK<R>, problem.threads, dense_short_rows<E>, &call);
     } else {
-        int64_t rows = PIECE / problem.row_length > 0 ? PIECE / problem.row_length : 1;
-        parallel_for(call.rows, rows, problem.threads, gapped_short_rows<E>, &call);
+        Sharing sharing = sharing_of(call);
+        parallel_for(sharing.count, sharing.grain, problem.threads, sharing.range, &call);
     }
     return Status(call.status);
 }
@@ -154,6 +172,72 @@ Status transform(const Problem& problem) {
         case FLOAT64: return run<Float64>(problem);
         case FLOAT16: return run<Float16>(problem);
         case BFLOAT16: return run<BFloat16>(problem);
+    }
+    return UNKNOWN_ELEMENT;
+}
+
+// Elements that are transformed and then quantized together: a tile of 16 KiB, which stays in the first-level cache.
+constexpr int64_t TILE = 1 << 12;
+
+// Rows of element type E, and what becomes of them.
+template <class E> struct QuantizedRows {
+    Call<Float32>* call;  // addresses rows, whatever their type
+    const Quantization* quantization;
+    int64_t tile_rows;
+};
+
+// Counts rows.
+template <class E> static void quantized_rows(void* context, int64_t begin, int64_t end) {
+    const QuantizedRows<E>& work = *static_cast<QuantizedRows<E>*>(context);
+    using Memory = typename E::Memory;
+    constexpr int64_t lanes = Work<float>::LANES;
+    Call<Float32>& call = *work.call;
+    int64_t length = call.problem->row_length, tile_elements = work.tile_rows * length + lanes;
+    int64_t scratch = quantize_scratch(work.tile_rows * length, *work.quantization);
+    float* tile = static_cast<float*>(thread_scratch((tile_elements + scratch) * int64_t(sizeof(float)), SCRATCH_TILE));
+    if (tile == nullptr) return call.fail();
+    for (int64_t row = begin; row < end; row += work.tile_rows) {
+        int64_t rows = end - row < work.tile_rows ? end - row : work.tile_rows;
+        const float* source = tile;
+        if (sizeof(Memory) == sizeof(float) && call.dense) {
+            source = call.x + row * length;
+        } else {
+            for (int64_t r = 0; r < rows; r++) {
+                const Memory* x = static_cast<const Memory*>(call.problem->x) + call.x_offset(row + r);
+                float* to = tile + r * length;
+                int64_t i = 0;
+                for (; i + lanes <= length; i += lanes) store_bits(to + i, E::load(x + i));
+                if (i < length) {
+                    Memory rest[lanes] = {};
+                    __builtin_memcpy(rest, x + i, size_t(length - i) * sizeof(Memory));
+                    store_bits(to + i, E::load(rest));  // what is behind a tile's last row, a vector, is nobody's
+                }
+            }
+        }
+        Call<Float32> part(call, source, tile, rows);
+        Sharing sharing = sharing_of(part);
+        sharing.range(&part, 0, sharing.count);
+        if (part.status != DONE) return call.fail();
+        quantize_rows(tile, row, rows, length, *work.quantization, tile + tile_elements);
+    }
+}
+
+template <class E> static Status run_quantized(const Problem& problem, const Quantization& quantization) {
+    Call<Float32> call(problem);
+    if (call.status != DONE) return Status(call.status);
+    int64_t length = problem.row_length, side = side_by_side(call), together = (side + call.blocks - 1) / call.blocks;
+    QuantizedRows<E> work = {&call, &quantization, TILE / length > together ? TILE / length : together};
+    int64_t tiles = PIECE / (length * work.tile_rows);
+    parallel_for(call.rows, (tiles > 0 ? tiles : 1) * work.tile_rows, problem.threads, quantized_rows<E>, &work);
+    return Status(call.status);
+}
+
+Status quantize(const Problem& problem, const Quantization& quantization) {
+    if (problem.log2 > LARGEST_ROW_BITS || problem.columns > 0) return UNSUPPORTED;
+    switch (problem.element) {
+        case FLOAT32: return run_quantized<Float32>(problem, quantization);
+        case FLOAT16: return run_quantized<Float16>(problem, quantization);
+        case BFLOAT16: return run_quantized<BFloat16>(problem, quantization);
     }
     return UNKNOWN_ELEMENT;
 }

@@ -71,7 +71,7 @@ template <class E> static void large_panels(void* context, int64_t begin, int64_
     using R = typename E::Real;
     const Problem& problem = *row.call->problem;
     int64_t length = int64_t(1) << problem.log2;
-    R* table = static_cast<R*>(thread_scratch(product_scratch<R>(problem.order) * int64_t(sizeof(R))));
+    R* table = static_cast<R*>(thread_scratch(row.call->product_elements() * int64_t(sizeof(R))));
     if (table == nullptr) return row.call->fail();
     row.call->with_sink(row.place, [&](const auto& to) {
         for (int64_t c = begin * COLUMNS<R>; c < end * COLUMNS<R>; c += COLUMNS<R>) {

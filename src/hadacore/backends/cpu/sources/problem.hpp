@@ -5,7 +5,7 @@
 // Element codes, in the order of native.py.
 enum Element : int64_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
 
-enum Status : int64_t { DONE = 0, OUT_OF_MEMORY = 1, UNKNOWN_ELEMENT = 2, UNKNOWN_INSTRUCTION_SET = 3 };
+enum Status : int64_t { DONE = 0, OUT_OF_MEMORY = 1, UNKNOWN_ELEMENT = 2, UNKNOWN_INSTRUCTION_SET = 3, UNSUPPORTED = 4 };
 
 // Transforms of `size = order << log2` consecutive elements. A row of x has `row_length` elements, a multiple of size,
 // that lie densely; rows are addressed by `dimensions` lengths and strides in elements, first dimension outermost.
@@ -34,6 +34,27 @@ struct Problem {
     int64_t instruction_set;  // index into the names of hadacore_instruction_set_name
 };
 
+// Codes of formats.py's encodings, and of the types of scales.
+enum CodeType : int64_t { CODE_E4M3 = 0, CODE_E5M2 = 1, CODE_E2M1 = 2, CODE_INT8 = 3, CODE_INT4 = 4 };
+enum ScaleType : int64_t { SCALE_GIVEN = 0, SCALE_FLOAT = 1, SCALE_E8M0 = 2, SCALE_E4M3 = 3 };
+
+// What happens to the rows of a Problem instead of being rounded to its element type: its `out` is not looked at, and its
+// rows are numbered as codes and scales are, row-major.
+struct Quantization {
+    void* codes;   // one a byte, or two, rows without gaps
+    void* scales;  // fp32, or a byte each; null where the scale is given
+    int64_t encoding;
+    int64_t scale_type;
+    int64_t block;   // consecutive elements that share a scale, a divisor of the row's length
+    int64_t blocks;  // of a row
+    int64_t scale_row_stride;
+    int64_t scale_block_stride;
+    int64_t swizzled;          // scales are in the order of layouts.py's `swizzle`, and have no strides
+    int64_t largest_exponent;  // of the encoding, which an E8M0 scale is lowered by
+    float amax_factor;         // of the largest magnitude, before it becomes a scale
+    float given;               // the tensor's scale; with E4M3 scales the global one, 1 without
+};
+
 // A range of work: [begin, end) of what parallel_for counts.
 using Range = void (*)(void* context, int64_t begin, int64_t end);
 
@@ -41,6 +62,9 @@ using Range = void (*)(void* context, int64_t begin, int64_t end);
 // returns when all are done. What a piece computes must not depend on where it begins.
 void parallel_for(int64_t count, int64_t grain, int64_t threads, Range range, void* context);
 
-// At least `bytes` of memory that belongs to the calling thread until it asks again, aligned to 64 bytes; null if
-// there is none.
-void* thread_scratch(int64_t bytes);
+// Memory of a thread: what a transform computes in, and where its results wait for a quantizer.
+enum ScratchUse { SCRATCH_ROW = 0, SCRATCH_TILE = 1, SCRATCH_USES = 2 };
+
+// At least `bytes` of memory that belongs to the calling thread until it asks again for the same use, aligned to 64 bytes;
+// null if there is none.
+void* thread_scratch(int64_t bytes, ScratchUse use = SCRATCH_ROW);

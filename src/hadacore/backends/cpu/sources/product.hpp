@@ -40,13 +40,50 @@ INLINE void product_panel(const R* base, int64_t order, const R* rows, int64_t p
     for (; i < order; i++) product_tile<1, R>(base + i * order, order, rows, pitch, to, o + i * to_pitch, to_pitch);
 }
 
-// Between transforms one after the other and a panel in which their sub-rows of `length` elements stand side by side.
-template <bool BACK, class R> static void exchange_sub_rows(R* panel, R* run, int64_t together, int64_t order, int64_t length) {
-    for (int64_t g = 0; g < together; g++) {
-        for (int64_t i = 0; i < order; i++) {
-            R *in_panel = panel + i * COLUMNS<R> + g * length, *in_run = run + (g * order + i) * length;
-            for (int64_t j = 0; j < length; j++) (BACK ? in_run : in_panel)[j] = (BACK ? in_panel : in_run)[j];
+// Transposes a square of 4 x 4 floats between two places.
+typedef float Quad __attribute__((vector_size(16)));
+
+INLINE void transpose_quads(const float* from, int64_t from_pitch, float* to, int64_t to_pitch) {
+    Quad a = load_bits<Quad>(from), b = load_bits<Quad>(from + from_pitch);
+    Quad c = load_bits<Quad>(from + 2 * from_pitch), d = load_bits<Quad>(from + 3 * from_pitch);
+    Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    Quad AB = __builtin_shufflevector(a, b, 2, 6, 3, 7), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    store_bits(to, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
+    store_bits(to + to_pitch, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
+    store_bits(to + 2 * to_pitch, __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
+    store_bits(to + 3 * to_pitch, __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
+}
+
+// Between transforms one after the other and a panel in which their sub-rows of LENGTH elements stand side by side.
+template <bool BACK, int64_t LENGTH, class R> static void exchange_sub_rows_of(R* panel, R* run, int64_t together, int64_t order) {
+    int64_t size = order * LENGTH, whole = 0;
+    if constexpr (LENGTH == 1 && sizeof(R) == 4) {
+        // Single elements four by four: Hadamard orders are multiples of 4, other bases need not be.
+        whole = order % 4 == 0 ? together / 4 * 4 : 0;
+        for (int64_t g = 0; g < whole; g += 4) {
+            for (int64_t i = 0; i < order; i += 4) {
+                if (BACK) {
+                    transpose_quads(panel + i * COLUMNS<R> + g, COLUMNS<R>, run + g * size + i, size);
+                } else {
+                    transpose_quads(run + g * size + i, size, panel + i * COLUMNS<R> + g, COLUMNS<R>);
+                }
+            }
         }
+    }
+    for (int64_t g = whole; g < together; g++) {
+        for (int64_t i = 0; i < order; i++) {
+            R *in_panel = panel + i * COLUMNS<R> + g * LENGTH, *in_run = run + g * size + i * LENGTH;
+            __builtin_memcpy(BACK ? in_run : in_panel, BACK ? in_panel : in_run, LENGTH * sizeof(R));
+        }
+    }
+}
+
+// The same for a length known at run time, a power of two below COLUMNS.
+template <bool BACK, class R, int64_t LENGTH = 1> static void exchange_sub_rows(R* panel, R* run, int64_t together, int64_t order, int64_t length) {
+    if (length == LENGTH) {
+        exchange_sub_rows_of<BACK, LENGTH>(panel, run, together, order);
+    } else if constexpr (2 * LENGTH < COLUMNS<R>) {
+        exchange_sub_rows<BACK, R, 2 * LENGTH>(panel, run, together, order, length);
     }
 }
 

@@ -52,7 +52,7 @@ struct Scratch {
 
 void free_scratch(void* value) {
     Scratch* scratch = static_cast<Scratch*>(value);
-    free(scratch->memory);
+    for (int use = 0; use < SCRATCH_USES; use++) free(scratch[use].memory);
     free(scratch);
 }
 
@@ -158,16 +158,17 @@ void parallel_for(int64_t count, int64_t grain, int64_t threads, Range range, vo
     pthread_mutex_unlock(&pool.user);
 }
 
-void* thread_scratch(int64_t bytes) {
+void* thread_scratch(int64_t bytes, ScratchUse use) {
     pthread_once(&once, initialize);
     Scratch* scratch = static_cast<Scratch*>(pthread_getspecific(scratch_key));
     if (scratch == nullptr) {
-        scratch = static_cast<Scratch*>(calloc(1, sizeof(Scratch)));
+        scratch = static_cast<Scratch*>(calloc(SCRATCH_USES, sizeof(Scratch)));
         if (scratch == nullptr || pthread_setspecific(scratch_key, scratch) != 0) {
             free(scratch);
             return nullptr;
         }
     }
+    scratch += use;
     if (scratch->bytes < bytes) {
         free(scratch->memory);
         scratch->bytes = 0;

@@ -47,6 +47,10 @@ template <> struct Work<double> {
     static constexpr int LANE_BITS = LANES == 8 ? 3 : LANES == 4 ? 2 : 1;
 };
 
+template <class V> struct LaneOf;
+template <> struct LaneOf<FloatVector> { using Type = float; };
+template <> struct LaneOf<DoubleVector> { using Type = double; };
+
 template <class V, class T> INLINE V load_bits(const T* from) {
     V v;
     __builtin_memcpy(&v, from, sizeof(V));
@@ -130,6 +134,7 @@ template <class R> struct Plain {
     using Memory = R;
     using Real = R;
     using V = typename Work<R>::Vector;
+    static constexpr bool HAS_PAIRS = false;  // whether there is a faster way to store two vectors
     MEMBER static V load(const R* from) { return load_bits<V>(from); }
     MEMBER static void store(R* to, V v) { store_bits(to, v); }
     // Past the caches, which neither reads what it overwrites nor evicts anything; `to` is aligned to a vector.
@@ -158,6 +163,19 @@ INLINE void stream_half(uint16_t* to, Bits16 bits) {
 #endif
 }
 
+#if defined(__AVX512F__)
+constexpr bool PAIRS_OF_HALVES = true;
+template <bool STREAMED> INLINE void store_halves(uint16_t* to, __m512i bits) {
+    if constexpr (STREAMED) {
+        _mm512_stream_si512((__m512i*)to, bits);
+    } else {
+        _mm512_storeu_si512(to, bits);
+    }
+}
+#else
+constexpr bool PAIRS_OF_HALVES = false;
+#endif
+
 // GCC takes five instructions for __builtin_convertvector here.
 INLINE Bits32 widen(Bits16 bits) {
 #if defined(__AVX512F__)
@@ -184,6 +202,7 @@ struct BFloat16 {
     using Memory = uint16_t;
     using Real = float;
     using V = FloatVector;
+    static constexpr bool HAS_PAIRS = PAIRS_OF_HALVES;
     MEMBER static FloatVector load(const uint16_t* from) {
         return (FloatVector)(widen(load_bits<Bits16>(from)) << 16);
     }
@@ -202,6 +221,22 @@ struct BFloat16 {
         return narrow(bits >> 16);
 #endif
     }
+#if defined(__AVX512F__)
+    // The lowest bit that stays rounds up what is halfway: tested by a mask, which takes other units than additions.
+    MEMBER static __m512i rounded(FloatVector v, __mmask16 ordered) {
+        __m512i bits = (__m512i)v;
+        __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+        bits = _mm512_mask_add_epi32(bits, ordered, bits, _mm512_set1_epi32(0x7fff));
+        return _mm512_mask_add_epi32(bits, odd & ordered, bits, _mm512_set1_epi32(1));
+    }
+    template <bool STREAMED> MEMBER static void store_pair(uint16_t* to, FloatVector v, FloatVector w) {
+        const __m512i upper = _mm512_set_epi32(0x3f003d, 0x3b0039, 0x370035, 0x330031, 0x2f002d, 0x2b0029, 0x270025, 0x230021,
+                                               0x1f001d, 0x1b0019, 0x170015, 0x130011, 0xf000d, 0xb0009, 0x70005, 0x30001);
+        __m512i low = rounded(v, _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q));
+        __m512i high = rounded(w, _mm512_cmp_ps_mask((__m512)w, (__m512)w, _CMP_ORD_Q));
+        store_halves<STREAMED>(to, _mm512_permutex2var_epi16(low, upper, high));
+    }
+#endif
     MEMBER static void store(uint16_t* to, FloatVector v) { store_bits(to, round(v)); }
     MEMBER static void stream(uint16_t* to, FloatVector v) { stream_half(to, round(v)); }
 };
@@ -210,7 +245,11 @@ struct Float16 {
     using Memory = uint16_t;
     using Real = float;
     using V = FloatVector;
+    static constexpr bool HAS_PAIRS = PAIRS_OF_HALVES;
 #if defined(__AVX512F__)
+    template <bool STREAMED> MEMBER static void store_pair(uint16_t* to, FloatVector v, FloatVector w) {
+        store_halves<STREAMED>(to, _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)round(v)), (__m256i)round(w), 1));
+    }
     MEMBER static FloatVector load(const uint16_t* from) {
         return (FloatVector)_mm512_cvtph_ps(load_bits<__m256i>(from));
     }
