@@ -243,6 +243,11 @@ def test_text_alone(model: Path, tmp_path: Path) -> None:
             ["--model", "MODEL", "--tasks", "TASK", "--outlier-channels", "1", "--outlier-factor", "3"],
             "must be a power of two, such as 16, got 3.0",
         ),
+        (["--model", "MODEL", "--text", "TASK", "--limit", "3"], "--limit: needs --tasks"),
+        (
+            ["--model", "MODEL", "--tasks", "TASK", "--outlier-factor", "4"],
+            "--outlier-factor: needs --outlier-channels",
+        ),
         (["--model", "MODEL", "--text", "missing.txt"], "cannot read the text missing.txt"),
     ],
 )

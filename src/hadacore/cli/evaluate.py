@@ -21,22 +21,29 @@ from hadacore.evaluation.run import NAME, Evaluation, Progress, Settings
 EXPERIMENTS = ("fa3-error",)
 
 _OF_EXPERIMENTS = {"sequences", "head_dims"}
+_OF_TASKS = {"num_fewshot", "limit", "batch_size"}
 _OF_BOTH = {"experiment", "out", "device"}
 
 
 def check_options(context: typer.Context, experiment: str | None) -> None:
-    """Refuse options that would do nothing: those of a model beside an experiment, and the reverse."""
+    """Refuse options that would do nothing, such as those of a model beside an experiment."""
     if experiment is not None and experiment not in EXPERIMENTS:
         raise typer.BadParameter(f"expected {' or '.join(EXPERIMENTS)}, got {experiment!r}", param_hint="--experiment")
-    for name in context.params:
-        given = context.get_parameter_source(name)
-        if given is None or given.name != "COMMANDLINE" or name in _OF_BOTH:
-            continue
-        option = "--" + name.replace("_", "-")
-        if experiment is not None and name not in _OF_EXPERIMENTS:
-            raise typer.BadParameter(f"is about a model, and --experiment {experiment} has none", param_hint=option)
-        if experiment is None and name in _OF_EXPERIMENTS:
-            raise typer.BadParameter("needs --experiment", param_hint=option)
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    reasons = {}
+    if experiment is None:
+        reasons |= dict.fromkeys(_OF_EXPERIMENTS, "needs --experiment")
+        if "tasks" not in given:
+            reasons |= dict.fromkeys(_OF_TASKS, "needs --tasks")
+        if "outlier_channels" not in given:
+            reasons["outlier_factor"] = "needs --outlier-channels, how many there are to be"
+    else:
+        of_a_model = given - _OF_EXPERIMENTS - _OF_BOTH
+        reasons |= dict.fromkeys(of_a_model, f"is about a model, and --experiment {experiment} has none")
+    for name in sources:
+        if name in given and name in reasons:
+            raise typer.BadParameter(reasons[name], param_hint="--" + name.replace("_", "-"))
 
 
 def title_of(settings: Settings) -> str:
