@@ -31,7 +31,7 @@ def check_options(context: typer.Context, experiment: str | None) -> None:
         raise typer.BadParameter(f"expected {' or '.join(EXPERIMENTS)}, got {experiment!r}", param_hint="--experiment")
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    reasons = {}
+    reasons: dict[str, str] = {}
     if experiment is None:
         reasons |= dict.fromkeys(_OF_EXPERIMENTS, "needs --experiment")
         if "tasks" not in given:
