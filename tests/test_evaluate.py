@@ -256,10 +256,24 @@ def test_errors(model: Path, task: Path, tmp_path: Path, options: list[str], mes
     assert message in run(*[places.get(option, option) for option in options], "--out", tmp_path, code=2)
 
 
-def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+@pytest.mark.parametrize("module", ["lm_eval", "hadacore.integrations.transformers"])
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
     text = run("--model", tmp_path, "--tasks", "x.yaml", "--out", tmp_path, code=1)
-    assert "evaluations need lm-eval and transformers" in text and 'pip install "hadacore[eval]"' in text
+    assert "need transformers, and lm-eval for tasks" in text and 'pip install "hadacore[eval]"' in text
+
+
+def test_text_needs_no_lm_eval(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "lm_eval" or name.endswith("evaluation.harness")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    text = tmp_path / "some.txt"
+    text.write_text("The same line again, and once more. " * 10)
+    assert "1 segments of some.txt" in run(
+        "--model", model, "--text", text, "--segments", "1", "--rows", "fp8", "--out", tmp_path
+    )
 
 
 # ---- experiments -----------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def start(settings: Settings, rows: Sequence[Row], device: torch.device, folder:
     if Path(settings.model).is_dir() and all(Path(task).suffix in (".yaml", ".yml") for task in settings.tasks):
         for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
             os.environ.setdefault(name, "1")
-    check_packages()
+    check_packages(bool(settings.tasks))
     return Evaluation(settings, rows, device, folder)
 
 

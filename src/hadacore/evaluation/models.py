@@ -16,16 +16,16 @@ class EvaluationUnavailableError(RuntimeError):
     """A package that evaluations need is missing; the message says what to install."""
 
 
-def check_packages() -> None:
-    """Raise :class:`EvaluationUnavailableError` if models or tasks cannot be loaded."""
+def check_packages(tasks: bool) -> None:
+    """Raise :class:`EvaluationUnavailableError` if models, or ``tasks`` where there are any, cannot be loaded."""
     try:
-        import lm_eval  # noqa: F401
-        import transformers  # noqa: F401
-
         import hadacore.integrations.transformers  # noqa: F401
+
+        if tasks:
+            import lm_eval  # noqa: F401
     except ImportError as error:
         raise EvaluationUnavailableError(
-            f"evaluations need lm-eval and transformers, which could not be imported ({error}). Install them with: "
+            f"evaluations need transformers, and lm-eval for tasks, which could not be imported ({error}). Install them with: "
             'pip install "hadacore[eval]"'
         ) from error
 

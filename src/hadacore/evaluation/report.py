@@ -118,7 +118,7 @@ def notes_for(settings: Settings, results: Results, made_with: Mapping[str, str 
     tokens = sum(segment["positions"] for segment in results.segments[REFERENCE])
     notes.append(
         f"KL divergence of the next token's distribution from the first row's, the same most likely token, and perplexity: "
-        f"{tokens} tokens in {count} segments of {results.text}."
+        f"{tokens} tokens in {count} segment{'s' if count != 1 else ''} of {results.text}."
     )
     if settings.dtype != "float16":
         notes.append(f"Model and unquantized attention are in {settings.dtype} here, not float16.")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from hadacore.evaluation.outliers import OutlierChannels, add_outlier_channels
 from hadacore.evaluation.parts import Parts
 from hadacore.evaluation.rows import REFERENCE, Row
 from hadacore.evaluation.texts import logits_of, measure_segment, read_texts, segments_of
+
+if TYPE_CHECKING:
+    from hadacore.evaluation.harness import Tasks
 
 NAME = "hadacore-eval"
 # Logits on it are compared before and after outlier channels are added.
@@ -105,10 +108,12 @@ class Evaluation:
     """
 
     def __init__(self, settings: Settings, rows: Sequence[Row], device: torch.device, folder: Path) -> None:
-        from hadacore.evaluation.harness import find_tasks
-
         self.settings, self.rows, self.device, self.folder = settings, tuple(rows), device, folder
-        self.tasks = find_tasks(settings.tasks) if settings.tasks else None
+        self.tasks: Tasks | None = None
+        if settings.tasks:  # lm-eval is needed for these alone
+            from hadacore.evaluation.harness import find_tasks
+
+            self.tasks = find_tasks(settings.tasks)
         self.texts = None if settings.text is None else read_texts(Path(settings.text))
         versions = {name: package_version(name) for name in ("transformers", "lm_eval")}
         self.made_with = {**provenance(device), **versions}
