@@ -271,7 +271,7 @@ def test_text_needs_no_lm_eval(model: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     text = tmp_path / "some.txt"
     text.write_text("The same line again, and once more. " * 10)
-    assert "1 segments of some.txt" in run(
+    assert "1 segment of some.txt" in run(
         "--model", model, "--text", text, "--segments", "1", "--rows", "fp8", "--out", tmp_path
     )
 
