@@ -1,6 +1,7 @@
 """Holds a table of `hadacore bench` against the project's targets, and against times of other packages.
 
     python benchmarks/check_targets.py results/hadacore-bench.csv [--peers PEERS.csv]
+    python benchmarks/check_targets.py results/hadacore-bench-quantize.csv
 
 Prints every target with the worst point it covers, and exits non-zero if any is missed. `PEERS.csv` has the columns
 `dtype,hadamard_size,elements,regime,copy_us` and one `<peer>_us` for each package, taken on the same kind of GPU in
@@ -38,6 +39,15 @@ GEOMETRIC_MEANS = {"hadacore_original": 1.3, "fast_hadamard_transform": 2.0, "qu
 #: Against fast_hadamard_transform at size 128, 2^23 elements, cold, 16-bit (its float32 takes 2.4 times a copy there).
 PEAK_SPEEDUP = 4.0
 
+#: Quantization. Time over a copy's at 2^23 elements and more, by largest size; models' sizes are among those up to 32768.
+QUANTIZE_RATIOS = ((4096, 1.08), (32768, 1.2))
+QUANTIZE_ELEMENTS = 0.99 * 2**23  # whole rows of the sizes of models may fall short of 2^23
+#: Times faster than the unfused chain with many rows, without and with a gated activation.
+CHAIN_SPEEDUP, GATED_CHAIN_SPEEDUP = 2.0, 2.5
+CHAIN_KINDS = ("fp8_e4m3 row", "int8 row")
+FEW_ROWS = ("8", "14336", 2.0)  # rows, size, times faster than the chain
+QUERY_KEY_SPEEDUP = 1.6
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -65,10 +75,12 @@ class Verdict:
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
         state = "ok  " if self.met else "MISS"
-        return f"{state}  {self.name:46} {sign} {self.limit:<6g} {self.worst:8.3f}  {self.where}"
+        return f"{state}  {self.name:62} {sign} {self.limit:<6g} {self.worst:8.3f}  {self.where}"
 
 
 def _point(row: Row) -> str:
+    if "granularity" in row:
+        return f"{row['dtype']} {row['rows']} x {row['size']}" + (", not fused" if row["fused"] != "yes" else "")
     return f"{row['dtype']} {row['hadamard_size']} x {row['elements']} {row['regime']}"
 
 
@@ -164,6 +176,48 @@ def check_peers(rows: list[Row], peer_rows: list[Row]) -> list[Verdict]:
     return verdicts
 
 
+def _kind(row: Row) -> str:
+    prologue = f"{row['prologue']} + " if row["prologue"] else ""
+    return f"{prologue}{row['format']} {row['granularity']}"
+
+
+def check_quantizing(rows: list[Row]) -> list[Verdict]:
+    """The targets of rotation with quantization, for each format and prologue that was measured."""
+    verdicts = []
+    quantized = [row for row in rows if row["operation"] == "quantize"]
+    many = [row for row in quantized if int(row["elements"]) >= QUANTIZE_ELEMENTS]
+    # What has a target for the chain is asked for; other formats are, as far as they are in the table.
+    gated = [f"silu_mul:{layout} + {kind}" for kind in CHAIN_KINDS for layout in ("gate_up", "separate")]
+    kinds = list(dict.fromkeys((*CHAIN_KINDS, *gated, *(_kind(row) for row in quantized))))
+    for kind in kinds:
+        previous = 0
+        for largest, limit in QUANTIZE_RATIOS:
+            covered = [row for row in many if _kind(row) == kind and previous < int(row["size"]) <= largest]
+            verdicts.append(
+                _worst(f"{kind}, n <= {largest}, over copy", limit, covered, lambda row: float(row["ratio"]))
+            )
+            previous = largest
+    for kinds_of, limit in ((CHAIN_KINDS, CHAIN_SPEEDUP), (gated, GATED_CHAIN_SPEEDUP)):
+        for kind in kinds_of:
+            covered = [row for row in many if _kind(row) == kind and row["speedup"]]
+            verdicts.append(_worst(f"{kind}, times the chain", limit, covered, _speedup, at_least=True))
+    few, size, limit = FEW_ROWS
+    covered = [row for row in quantized if (row["rows"], row["size"]) == (few, size) and row["speedup"]]
+    for kind in dict.fromkeys((CHAIN_KINDS[0], *(_kind(row) for row in covered))):
+        members = [row for row in covered if _kind(row) == kind]
+        verdicts.append(_worst(f"{few} x {size}, {kind}, times the chain", limit, members, _speedup, at_least=True))
+    for granularity in ("head", "token"):
+        heads = [row for row in rows if row["operation"] == "query_key" and row["granularity"] == granularity]
+        members = [row for row in heads if row["speedup"]]
+        name = f"queries and keys per {granularity}, times the chain"
+        verdicts.append(_worst(name, QUERY_KEY_SPEEDUP, members, _speedup, at_least=True))
+    return verdicts
+
+
+def _speedup(row: Row) -> float:
+    return float(row["speedup"])
+
+
 def _read(path: Path) -> list[Row]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -178,7 +232,12 @@ def main() -> None:
         if path is not None and not path.is_file():
             parser.error(f"there is no table {path}; `hadacore bench --out DIR` writes DIR/hadacore-bench.csv")
     rows = _read(arguments.table)
-    verdicts = check(rows)
+    is_quantizing = bool(rows) and "granularity" in rows[0]
+    if is_quantizing and arguments.peers is not None:
+        parser.error(
+            "--peers is for tables of `hadacore bench`; a table of `hadacore bench quantize` has its chain in it"
+        )
+    verdicts = check_quantizing(rows) if is_quantizing else check(rows)
     if arguments.peers is not None:
         verdicts += check_peers(rows, _read(arguments.peers))
     for verdict in verdicts:

@@ -24,7 +24,10 @@ from hadacore.benchmarking import peers
 from hadacore.benchmarking.report import FIXED_COLUMNS, PROVENANCE_COLUMNS
 from hadacore.cli import bench, compiling, demo, information
 from hadacore.cli.app import app
+from hadacore.formats import BY_NAME, Quantizer
 from hadacore.functional import hadamard_transform
+from hadacore.kernels.base_configurations import choose_base
+from hadacore.kernels.fusion import fusion_of
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -334,6 +337,47 @@ def test_compile_selects_what_can_run() -> None:
     assert compiling.worker_count(None, 1) == 1 and compiling.worker_count(3, 1) == 3
 
 
+def test_compile_selects_what_quantizes() -> None:
+    arguments = (("bfloat16",), ("sm_90a",))
+    requests = compiling.quantized(["int8", "fp8_e4m3:128", "mxfp8"])
+    assert [str(request) for request in requests] == ["int8 row", "fp8_e4m3 128", "mxfp8 32"]
+    for size, signs in ((4096, 3), (5120, 3)):
+        plain = compiling.kernels_for((size,), *arguments, quantize=requests)
+        fusions = {k.configuration.fusion for k in plain}  # type: ignore[union-attr]
+        assert len(fusions) == 3 and None not in fusions
+        assert len(compiling.kernels_for((size,), *arguments, signs=True, quantize=requests)) == signs * len(plain)
+    # What runs when a tensor is quantized is among them.
+    quantizer = Quantizer(BY_NAME["int8"], 5120)
+    chosen = choose_base(1, 20, 8, 100, (9, 0), 132, fusion=fusion_of(quantizer, 5120, False))
+    assert chosen in {k.configuration for k in compiling.kernels_for((5120,), *arguments, quantize=requests)}
+    gated = compiling.quantized(["int8"], ["silu_mul:gate_up", "rms_norm"])
+    found = {k.configuration.fusion.prologue.kind for k in compiling.kernels_for((4096,), *arguments, quantize=gated)}  # type: ignore[union-attr]
+    assert len(found) == 2
+
+
+def test_compile_says_what_has_no_kernel() -> None:
+    requests = compiling.quantized(["int8", "mxfp8"])
+    assert not compiling.without_kernel((128, 4096, 14336), ("float16",), ("sm_80", "sm_90a"), requests)
+    assert not compiling.kernels_for((4,), ("float16",), ("sm_80",), quantize=requests)
+    reasons = compiling.without_kernel((4, 65536), ("float16",), ("sm_80",), requests)
+    assert set(reasons) == {f"{size} to {what}" for size in (4, 65536) for what in ("int8 row", "mxfp8 32")}
+    assert "shorter than a vector" in reasons["4 to int8 row"]
+    assert "several passes over memory" in reasons["65536 to mxfp8 32"]
+    assert "multiple of the block of 32" in reasons["4 to mxfp8 32"]
+
+
+def test_compile_quantizing_kernels(tmp_path: Path, needs_compiler: None) -> None:
+    folder = tmp_path / "kernels"
+    text = run(
+        "compile", "--sizes", "4,128", "--dtypes", "bfloat16", "--arch", "sm_90a", "--quantize", "int8,nvfp4", "--prologue",
+        "silu_mul:separate", "--check", "--cache", str(folder),
+    )  # fmt: skip
+    assert "no kernel for 4 to silu_mul:separate + int8 row: a transform of 4 elements is shorter" in text
+    requests = compiling.quantized(["int8", "nvfp4"], ["silu_mul:separate"])
+    kernels = compiling.kernels_for((128,), ("bfloat16",), ("sm_90a",), quantize=requests)
+    assert len(kernels) == len(open_cache(folder)) > 0
+
+
 def test_compile_fails_on_spills_and_on_errors(
     tmp_path: Path, needs_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +407,10 @@ def test_compile_says_when_the_cache_is_not_filled(
         (["--dtypes", "float64"], "dtype must be one of float16, bfloat16, float32, got 'float64'"),
         (["--arch", "sm_70"], "architecture must be one of sm_80"),
         (["--jobs", "0"], "jobs must be 1 or more, got 0"),
+        (["--quantize", "int2"], "format must be one of fp8_e4m3"),
+        (["--quantize", "int8:32"], "granularity of int8 must be one of row, got '32'"),
+        (["--quantize", "int8", "--prologue", "rope"], "prologue must be one of silu_mul:separate"),
+        (["--prologue", "rms_norm"], "needs --quantize"),
     ],
 )
 def test_compile_errors(arguments: list[str], message: str, tmp_path: Path) -> None:

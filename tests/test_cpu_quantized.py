@@ -208,9 +208,9 @@ def test_the_global_scale_is_multiplied_by_its_reciprocal(isa: str) -> None:
         amax = torch.cat((amax, amax.nextafter(torch.tensor(0.0)), amax.nextafter(torch.tensor(9e9))))
         differ += int((amax * factor / given != amax * factor * torch.tensor(given).reciprocal()).sum())
         x = amax[:, None].expand(-1, 16).contiguous()
-        assert _same(
-            _native(x, quantizer, given, size=1, isa=isa), _reference(x, quantizer, given, size=1, isa=isa)
-        ), given
+        assert _same(_native(x, quantizer, given, size=1, isa=isa), _reference(x, quantizer, given, size=1, isa=isa)), (
+            given
+        )
     assert differ
 
 

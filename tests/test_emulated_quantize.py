@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from hadacore import QuantizedTensor
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration
 from hadacore.kernels.fusion import fusion_of, scale_factor
 from hadacore.quantization import layouts, reference
-from tests import oracle
+from tests import oracle, tolerances
 from tests.emulator import EmulatedKernel, Scales, compiler
+from tests.quantized_values import assert_quantized_within, exact_rows
 
 pytestmark = pytest.mark.skipif(
     compiler() is None, reason="the emulator compiles the kernels with g++, which is not installed"
@@ -48,42 +50,49 @@ def _kernel(configuration: KernelConfiguration | BaseConfiguration, cuda_arch: i
     return EmulatedKernel(configuration, cuda_arch=cuda_arch)
 
 
-def exact_rows(rows: int, n: int, dtype: torch.dtype) -> Tensor:
-    """Rows whose transforms are exact: small integers, many of them 0, and a power of two for each row."""
-    integers = torch.randint(-7, 8, (rows, n)) * (torch.rand(rows, n) < 0.3)
-    powers = torch.tensor([2.0 ** (i * 5 % 13 - 6) for i in range(rows)])
-    return (integers * powers[:, None]).to(dtype)
-
-
 def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
     size = layouts.swizzled_size(rows, columns) if quantizer.swizzled else rows * columns
     dtype = torch.float32 if quantizer.format.scale_name == "fp32" else torch.uint8
     return torch.zeros(max(size, 1), dtype=dtype)
 
 
-def check(
+def _run(
     configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
     signs: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0, stochastic_seed: int = 5,
-) -> None:  # fmt: skip
-    """Run the kernel on ``x`` and compare with the reference of the exact rotated values."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Codes as bytes and scales as they lie in memory, of the kernel run on ``x``."""
     n = n or configuration.size
     rows = x.numel() // n
     fused = replace(configuration, fusion=fusion_of(quantizer, n, given is not None))
     columns = n // quantizer.block if quantizer.block else 0
     codes = torch.full((x.numel() * quantizer.format.encoding.bits // 8,), 0x55, dtype=torch.uint8)
     scales = _scales_buffer(quantizer, rows, columns)
-    transform_scale = configuration.size**-0.5
     transformed = x.numel() // configuration.size
     report = _kernel(fused, cuda_arch).run(
-        x.flatten(), codes, transform_scale, transformed, signs=signs, sign_rows=1 if signs is None else len(signs),
+        x.flatten(), codes, configuration.size**-0.5, transformed, signs=signs, sign_rows=1 if signs is None else len(signs),
         grid=fused.grid(transformed, 1), seed=seed,
         scales=Scales(scales, given, scale_factor(quantizer), rows, stochastic_seed),
     )  # fmt: skip
     assert report.extra_wavefronts == 0
+    return codes, scales
+
+
+def check(
+    configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
+    signs: Tensor | None = None, n: int | None = None, stochastic_seed: int = 5, **options: int,
+) -> None:  # fmt: skip
+    """Run the kernel on ``x`` and compare with the reference of the exact rotated values."""
+    codes, scales = _run(
+        configuration, quantizer, x, given=given, signs=signs, n=n, stochastic_seed=stochastic_seed, **options
+    )
+    n = n or configuration.size
+    rows = x.numel() // n
+    columns = n // quantizer.block if quantizer.block else 0
     rotated = oracle.transform(
         x.view(-1, configuration.size), scale=1.0, signs=signs, inverse=configuration.signs == SIGNS_AFTER
     )
-    values = (rotated.float() * torch.tensor(transform_scale, dtype=torch.float32)).reshape(rows, n)
+    transform_scale = torch.tensor(configuration.size**-0.5, dtype=torch.float32)
+    values = (rotated.float() * transform_scale).reshape(rows, n)
     expected, expected_scales = reference.quantize(values, quantizer, given, stochastic_seed)
     assert torch.equal(codes, expected.view(torch.uint8).flatten())
     if quantizer.block:
@@ -263,3 +272,30 @@ def test_rows_of_a_base_stay_apart() -> None:
         found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"])
         for name in ("fp8_e4m3", "int8"):
             check(found[-1], Quantizer(BY_NAME[name], n), x)
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "int8", "int4", "mxfp8", "nvfp4"])
+def test_sums_that_round(name: str) -> None:
+    """Values that no order of sums gives exactly: codes and scales are those of values within the bound, and no others."""
+    torch.manual_seed(0)
+    plain = base_candidates(1, 28, 4, ARCHITECTURES["sm_90a"])
+    for c in (SHORT, LONG, *plain[-1:]):
+        x = torch.randn(9, c.size).to(DTYPES[c.element_code])
+        quantizer = next(q for q in _quantizers(c.size) if q.format.name == name and q.block)
+        quantizer = replace(quantizer, clip_ratio=1.0, swizzled=False)
+        codes, scales = _run(c, quantizer, x)
+        if quantizer.block == c.size or quantizer.format.name != "fp8_e4m3":
+            scales = scales.view(9, -1)
+        q = QuantizedTensor(
+            codes.view(quantizer.format.codes_dtype).view(9, -1), scales.view(quantizer.format.scale_dtype), name, x.shape,
+            "row" if quantizer.block == c.size else quantizer.block,
+        )  # fmt: skip
+        scale = c.size**-0.5
+        bound = tolerances.rotated_bound(x, c.size, scale, x.dtype)
+        assert_quantized_within(q, oracle.transform(x), bound)
+        with pytest.raises(AssertionError):
+            assert_quantized_within(q, oracle.transform(x) * 1.01, bound)
+        flipped = q.codes.clone()
+        flipped.view(torch.uint8)[4, 3] ^= 1
+        with pytest.raises(AssertionError):
+            assert_quantized_within(replace(q, codes=flipped), oracle.transform(x), bound)

@@ -15,7 +15,10 @@ import hadacore
 from hadacore import hadamard_quantize, hadamard_transform
 from hadacore.formats import BY_NAME, FORMATS, Format, Quantizer
 from hadacore.quantization import layouts, reference, rounding
+from tests import oracle as float64_oracle
 from tests import quantization_oracle as oracle
+from tests import tolerances
+from tests.quantized_values import assert_quantized_within, exact_rows
 
 BLOCKED = [(f, g) for f in FORMATS for g in f.granularities if g != "tensor"]
 CASES = [(f, g) for f in FORMATS for g in f.granularities]
@@ -129,13 +132,32 @@ def test_the_function_is_rotation_then_reference(
     block = 0 if static is not None else _block(granularity, 256)
     codes, scales = reference.quantize(rotated, Quantizer(format, block, swizzled=format.can_swizzle), static)
     assert q.shape == x.shape and q.codes.shape == (5, 3, 256 // format.packed) and q.codes.dtype == format.codes_dtype
-    assert q.scales.dtype == format.scale_dtype
-    assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8).view(q.codes.shape))
-    assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
+    assert q.scales.dtype == format.scale_dtype and q.scales.numel() == scales.numel()
+    exact = float64_oracle.transform(x, 0.3, **options)
+    bound = tolerances.rotated_bound(x, 64, 0.3, dtype)
+    assert_quantized_within(q, exact, bound, static)
+    if device.type == "cpu":  # on a GPU, a kernel of 16-bit inputs adds in another order than that of fp32
+        assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8).view(q.codes.shape))
+        assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
     if granularity == 128 and format.encoding.name != "INT4":
         assert q.scales.view(15, 2).stride() == (1, 15)
     elif static is None and not format.can_swizzle:
         assert q.scales.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("format", "granularity"), CASES, ids=_ids)
+def test_exact_rotations_give_the_bits_of_the_reference(
+    format: Format, granularity: str | int, dtype: torch.dtype, device: torch.device
+) -> None:
+    x = exact_rows(9, 256, dtype).to(device)
+    static = torch.tensor(0.01, device=device) if granularity == "tensor" else None
+    q = hadamard_quantize(x, format.name, granularity=granularity, scale=static, block_size=64, transform_scale=0.3)
+    rotated = float64_oracle.transform(x, 1.0, block_size=64).float() * torch.tensor(0.3, device=device)
+    block = 0 if static is not None else _block(granularity, 256)
+    codes, scales = reference.quantize(rotated, Quantizer(format, block, swizzled=format.can_swizzle), static)
+    assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8))
+    assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
 
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if f.can_swizzle], ids=_ids)

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from hadacore.benchmarking.quantizing import COLUMNS, Measured, default_grid, row_of
+from hadacore.benchmarking.report import write_csv
 from tests.benchmarks import BENCHMARKS, load_benchmark
 
 SCRIPT = BENCHMARKS / "check_targets.py"
@@ -108,3 +110,66 @@ def test_command(tmp_path: Path) -> None:
     assert bad.returncode == 1 and "MISS" in bad.stdout
     absent = subprocess.run([sys.executable, SCRIPT, tmp_path / "absent"], capture_output=True, text=True)
     assert absent.returncode == 2 and "there is no table" in absent.stderr
+
+
+# ---- quantization ----------------------------------------------------------------------------------
+
+
+def _quantizing() -> list[dict[str, str]]:
+    """The default grid, everything as fast as a copy and three times as fast as the chain."""
+    return [
+        row_of(Measured(case, True, 10.0, 10.0, 30.0 if case.against_chain else None), {})
+        for case in default_grid("cuda").cases()
+    ]
+
+
+def test_the_default_grid_can_meet_every_target_of_quantization(targets: ModuleType) -> None:
+    verdicts = targets.check_quantizing(_quantizing())
+    assert all(verdict.met for verdict in verdicts)
+    assert len(verdicts) == 11 * 2 + 6 + 3 + 2
+    assert not any(verdict.met for verdict in targets.check_quantizing([]))
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "name"),
+    [
+        ({"size": "3584", "format": "nvfp4"}, {"ratio": "1.09"}, "nvfp4 16, n <= 4096, over copy"),
+        ({"size": "28672", "format": "int8", "prologue": ""}, {"ratio": "1.21"}, "int8 row, n <= 32768, over copy"),
+        (
+            {"size": "5120", "prologue": "silu_mul:gate_up", "format": "int8"},
+            {"ratio": "1.21"},
+            "silu_mul:gate_up + int8 row, n <= 32768, over copy",
+        ),
+        ({"size": "128", "format": "int8", "rows": "262144"}, {"speedup": "1.9"}, "int8 row, times the chain"),
+        (
+            {"size": "512", "prologue": "silu_mul:separate", "format": "fp8_e4m3", "rows": "65536"},
+            {"speedup": "2.4"},
+            "silu_mul:separate + fp8_e4m3 row, times the chain",
+        ),
+        (
+            {"size": "14336", "rows": "8", "format": "fp8_e4m3", "granularity": "row", "prologue": ""},
+            {"speedup": "1.9"},
+            "8 x 14336, fp8_e4m3 row, times the chain",
+        ),
+        ({"granularity": "token"}, {"speedup": "1.5"}, "queries and keys per token, times the chain"),
+    ],
+)
+def test_one_slow_point_of_quantization_is_a_miss(
+    targets: ModuleType, where: dict[str, str], change: dict[str, str], name: str
+) -> None:
+    rows = _quantizing()
+    next(row for row in rows if where.items() <= row.items()).update(change)
+    assert [verdict.name for verdict in targets.check_quantizing(rows) if not verdict.met] == [name]
+
+
+def test_the_script_knows_a_table_of_quantization(tmp_path: Path) -> None:
+    rows = _quantizing()
+    rows[0]["ratio"], rows[0]["fused"] = "2.0", "no"
+    path = tmp_path / "hadacore-bench-quantize.csv"
+    write_csv(path, COLUMNS, rows)
+    result = subprocess.run([sys.executable, str(SCRIPT), str(path)], capture_output=True, text=True)
+    assert result.returncode == 1 and "32 of 33 targets met" in result.stdout
+    assert "MISS  fp8_e4m3 row, n <= 4096, over copy" in result.stdout and "x 128, not fused" in result.stdout
+    command = [sys.executable, str(SCRIPT), str(path), "--peers", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "--peers is for tables of `hadacore bench`" in result.stderr

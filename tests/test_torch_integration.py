@@ -276,7 +276,7 @@ def test_module_saves_and_loads(device: torch.device) -> None:
 
 
 def test_every_backend_has_the_operators() -> None:
-    for key in ("CPU", "CUDA", "Meta"):
+    for key in ("CPU", "CUDA", "XPU", "Meta"):
         for name in ("hadamard_transform", "hadamard_transform_", "hadamard_transform_out"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hadacore::{name}", key), (name, key)
-    assert set(ops.BACKENDS) == {"cpu", "cuda"}
+    assert set(ops.BACKENDS) == {"cpu", "cuda", "triton"}

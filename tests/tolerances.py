@@ -15,6 +15,16 @@ Absolute bound of one element. Every intermediate is at most max|B| ||x||_1, so 
 and of the 2 m of its products and sums with B, adds at most u_fp32 max|B| ||x||_1:
 |error| <= scale (k + 2 m + 2) u_fp32 max|B| ||x||_1 + u |y|, plus the smallest subnormal.
 
+Rotated values that a kernel quantizes. They are fp32 and not rounded to 16 bits, but a Tensor Core kernel of 16-bit inputs
+splits what one product gives into two bfloat16 before the next: hi is off by at most 2^-9 of it, lo rounds that to 2^-9
+again, so 2^-18 in all. An element is a signed sum of such values, whose magnitudes sum to at most max|B| ||x||_1. At most two
+products take split values. Tensor Cores cut off where they should round, which at most doubles each rounding, and a scale
+rounds once more:  |error| <= scale max|B| ||x||_1 (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
+
+Codes and scales of them. Finding a scale, multiplying by it and rounding to a code are monotonic, so a scale lies between
+those of magnitudes smaller and larger by that bound, and a code between those of the values at both ends: the same, but
+where a boundary between codes lies between.
+
 Norms and inverses in fp32. Rounding errors are independent, each u_fp32 / sqrt(3) of a partial sum that is on the average no
 larger than the result, so r of them change a norm by about sqrt(r / 3) u_fp32. The bound is r u_fp32, and twice that there
 and back.
@@ -74,6 +84,14 @@ def element_bound(
     work = max(information.eps / 2 if dtype == torch.float64 else FLOAT32_ROUNDOFF, information.eps / 2**30)
     tiny = information.smallest_normal * information.eps
     return abs(scale) * roundings(size, base) * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
+
+
+def rotated_bound(x: Tensor, size: int, scale: float, dtype: torch.dtype) -> Tensor:
+    """Largest allowed error of each rotated value before it is quantized, see above; in float64, of x's shape."""
+    blocks = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, size)
+    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
+    split = 0.0 if dtype == torch.float32 else 2 * 2.0**-18
+    return abs(scale) * mass * (split + 2 * (roundings(size) + 1) * FLOAT32_ROUNDOFF)
 
 
 def norm_bound(size: int, base: Tensor | None = None) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hadacore import checks, ops
+from hadacore.backends.selection import check_backend
 from hadacore.matrices import check_size
 
 _PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
@@ -39,6 +40,7 @@ def hadamard_transform(
     signs: Tensor | None = None,
     inverse: bool = False,
     out: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     r"""Hadamard transform of the last dimension.
 
@@ -60,6 +62,8 @@ def hadamard_transform(
             another dtype than ``x`` it is converted first.
         inverse: Apply the transpose, and the signs after it.
         out: Tensor of x's shape, dtype and device for the result; ``x`` itself transforms in place.
+        backend: ``"cpu"``, ``"cuda"`` or ``"triton"``, which must take the problem; ``docs/backends.md`` says what each takes.
+            None is ``"cuda"`` on NVIDIA GPUs where cuda-core and NVRTC are, ``"triton"`` on any other GPU, else ``"cpu"``.
 
     Returns:
         A tensor of x's shape and dtype, contiguous unless it is ``out``.
@@ -67,8 +71,9 @@ def hadamard_transform(
     Raises:
         TypeError: Wrong type or dtype of an argument.
         ValueError: Wrong shape or device; a size without a known Hadamard matrix (the message names the nearest sizes and the
-            block sizes that have one); ``out`` overlaps ``x``; a gradient through ``out=`` is asked for.
-        BackendUnavailableError: The tensor is on a GPU and cuda-core, NVRTC or the driver is missing.
+            block sizes that have one); ``out`` overlaps ``x``; a gradient through ``out=`` is asked for; no such backend, or not
+            for this device or problem.
+        BackendUnavailableError: What the backend needs is missing; the message says what to install.
 
     Numerics: 16-bit input is computed in fp32 and rounded once; the error is that of correct rounding (ratio at most
     1.002). float16 input up to 65504 never overflows inside. A row's result depends on that row alone, bit for bit. A
@@ -90,17 +95,19 @@ def hadamard_transform(
     if signs is not None:
         signs = checks.check_signs(signs, x)
     if out is not None:
-        return _into(x, size, factor, signs, inverse, base, out)
+        return _into(x, size, factor, signs, inverse, base, out, backend)
     if not torch.compiler.is_compiling():
         if _can_skip_dispatcher(x) and not (base is not None and base.requires_grad):
-            transform = ops.backend_of(x)
+            transform = ops.backend_of(x) if backend is None else ops.named_backend(x, backend)
             if transform is not None:
                 result = torch.empty_like(x) if x.is_contiguous() else ops.new_output(x)
                 transform(x, result, size, factor, signs, inverse, base)
                 return result
         elif _is_differentiated_functionally():
-            return ops.differentiable_transform(x, size, factor, signs, inverse, base)
-    transformed: Tensor = torch.ops.hadacore.hadamard_transform(x, size, factor, signs, inverse, base)
+            return ops.differentiable_transform(x, size, factor, signs, inverse, base, backend)
+    if backend is not None:
+        check_backend(backend, x.device)
+    transformed: Tensor = torch.ops.hadacore.hadamard_transform(x, size, factor, signs, inverse, base, backend)
     return transformed
 
 
@@ -110,23 +117,26 @@ def _is_differentiated_functionally() -> bool:
 
 
 def _into(
-    x: Tensor, size: int, factor: float, signs: Tensor | None, inverse: bool, base: Tensor | None, out: Tensor
-) -> Tensor:
+    x: Tensor, size: int, factor: float, signs: Tensor | None, inverse: bool, base: Tensor | None, out: Tensor,
+    backend: str | None,
+) -> Tensor:  # fmt: skip
     target = checks.check_out(x, out)
     if base is not None:
         checks.check_base_beside_out(base, out)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise ValueError("out= and in-place transforms record no gradient, got a dual tensor; leave out= away")
     if not torch.compiler.is_compiling() and _can_skip_dispatcher(x) and type(out) in _PLAIN_TENSORS:
-        transform = ops.backend_of(x)
+        transform = ops.backend_of(x) if backend is None else ops.named_backend(x, backend)
         if transform is not None:
             transform(x, target, size, factor, signs, inverse, base)
             ops.increment_version(out)
             return out
+    if backend is not None:
+        check_backend(backend, x.device)
     if target is x:
-        torch.ops.hadacore.hadamard_transform_(x, size, factor, signs, inverse, base)
+        torch.ops.hadacore.hadamard_transform_(x, size, factor, signs, inverse, base, backend)
     else:
-        torch.ops.hadacore.hadamard_transform_out(x, size, factor, signs, inverse, base, out)
+        torch.ops.hadacore.hadamard_transform_out(x, size, factor, signs, inverse, base, out, backend)
     return out
 
 
@@ -138,6 +148,7 @@ def hadamard_transform_(
     base: Tensor | None = None,
     signs: Tensor | None = None,
     inverse: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """:func:`hadamard_transform` in place: the same arguments, numerics and errors, with ``out=x``. Returns ``x``.
 
@@ -145,4 +156,6 @@ def hadamard_transform_(
     >>> hadamard_transform_(x, scale=1.0).tolist(), x.tolist()
     ([2.0, 0.0], [2.0, 0.0])
     """
-    return hadamard_transform(x, scale, block_size=block_size, base=base, signs=signs, inverse=inverse, out=x)
+    return hadamard_transform(
+        x, scale, block_size=block_size, base=base, signs=signs, inverse=inverse, out=x, backend=backend
+    )

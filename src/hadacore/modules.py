@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hadacore.backends.selection import check_backend
 from hadacore.checks import check_base, check_block_size, check_scale
 from hadacore.elements import BY_DTYPE, ELEMENTS
 from hadacore.functional import hadamard_transform
@@ -17,7 +18,7 @@ class HadamardTransform(nn.Module):
     """Hadamard transform of the last dimension, with optional fixed random signs and an optional base matrix.
 
     ``forward(x)`` is ``hadamard_transform(x, scale, block_size=block_size, base=self.base, signs=self.signs,
-    inverse=inverse)``.
+    inverse=inverse, backend=backend)``.
 
     Args:
         n: Elements of the last dimension.
@@ -28,6 +29,7 @@ class HadamardTransform(nn.Module):
         random_signs: Draw ``n`` signs, kept as the buffer ``signs`` and saved with the module.
         generator: Source of the signs, for reproducible ones.
         inverse: Apply the inverse rotation.
+        backend: As in :func:`hadacore.hadamard_transform`.
 
     Raises:
         TypeError, ValueError: As :func:`hadacore.hadamard_transform`.
@@ -57,11 +59,13 @@ class HadamardTransform(nn.Module):
         random_signs: bool = False,
         generator: torch.Generator | None = None,
         inverse: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         size = check_block_size(n, block_size) if base is None else _check_base(base, n, block_size)
         check_scale(scale, size)
-        self.n, self.scale, self.block_size, self.inverse = n, scale, block_size, inverse
+        check_backend(backend, torch.device("meta"))  # where the module will run is not known yet
+        self.n, self.scale, self.block_size, self.inverse, self.backend = n, scale, block_size, inverse, backend
         signs = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) * 2 - 1 if random_signs else None
         self.register_buffer("signs", signs)
         if isinstance(base, nn.Parameter):
@@ -74,8 +78,9 @@ class HadamardTransform(nn.Module):
         if x.shape[-1:] != (self.n,):
             raise ValueError(f"x must have {self.n} elements in its last dimension, got shape {tuple(x.shape)}")
         return hadamard_transform(
-            x, self.scale, block_size=self.block_size, base=self.base, signs=self.signs, inverse=self.inverse
-        )
+            x, self.scale, block_size=self.block_size, base=self.base, signs=self.signs, inverse=self.inverse,
+            backend=self.backend,
+        )  # fmt: skip
 
     def inverted(self) -> HadamardTransform:
         """The module that undoes this one (exactly so for the orthonormal scale). It shares the signs and the base.
@@ -91,7 +96,9 @@ class HadamardTransform(nn.Module):
         gain = float(size) if self.base is None else _squared_gain(self.base) * (size // self.base.shape[0])
         if scale is not None or gain != size:
             scale = 1.0 / (check_scale(scale, size) * gain)
-        other = HadamardTransform(self.n, scale, block_size=self.block_size, base=self.base, inverse=not self.inverse)
+        other = HadamardTransform(
+            self.n, scale, block_size=self.block_size, base=self.base, inverse=not self.inverse, backend=self.backend
+        )
         other.register_buffer("signs", self.signs)
         return other
 
@@ -108,6 +115,8 @@ class HadamardTransform(nn.Module):
             parts.append("random_signs=True")
         if self.inverse:
             parts.append("inverse=True")
+        if self.backend is not None:
+            parts.append(f"backend={self.backend!r}")
         return ", ".join(parts)
 
 

@@ -1,7 +1,8 @@
 """The registered PyTorch operators: schemas, shapes, gradients and batching. Backends do the work.
 
-``hadacore::hadamard_transform(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base) -> Tensor``, and the
-same with ``_out`` and in place. Arguments are checked by :mod:`hadacore.functional`; here they are taken as they come.
+``hadacore::hadamard_transform(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base, str? backend)
+-> Tensor``, and the same with ``_out`` and in place. Arguments are checked by :mod:`hadacore.functional`; here they are
+taken as they come.
 """
 
 from __future__ import annotations
@@ -12,28 +13,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hadacore.backends import cpu, cuda
-
-Transform = Callable[[Tensor, Tensor, int, float, Tensor | None, bool, Tensor | None], None]
+from hadacore.backends.selection import BACKENDS, DEFAULTS, Transform, check_backend
 
 LIBRARY = torch.library.Library("hadacore", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-_OPTIONS = "int size, float scale, Tensor? signs=None, bool inverse=False, Tensor? base=None"
+_OPTIONS = "int size, float scale, Tensor? signs=None, bool inverse=False, Tensor? base=None, str? backend=None"
 LIBRARY.define(f"hadamard_transform(Tensor x, {_OPTIONS}) -> Tensor", tags=_TAGS)
 LIBRARY.define(f"hadamard_transform_(Tensor(a!) x, {_OPTIONS}) -> ()", tags=_TAGS)
 LIBRARY.define(
-    "hadamard_transform_out(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base, Tensor(a!) out) "
-    "-> ()",
+    "hadamard_transform_out(Tensor x, int size, float scale, Tensor? signs, bool inverse, Tensor? base, Tensor(a!) out, "
+    "str? backend=None) -> ()",
     tags=_TAGS,
 )
 
-BACKENDS: dict[str, Transform] = {"cpu": cpu.transform, "cuda": cuda.transform}
+DISPATCH_KEYS = ("CPU", "CUDA", "XPU")  # AMD's GPUs are under CUDA, too
 
 
 def backend_of(x: Tensor) -> Transform | None:
-    """The backend of a tensor's device, or None for a device without one (such as meta)."""
-    return BACKENDS["cuda"] if x.is_cuda else BACKENDS["cpu"] if x.is_cpu else None
+    """The default backend of a tensor's device, or None for a device without one (such as meta)."""
+    return DEFAULTS["cuda"] if x.is_cuda else DEFAULTS["cpu"] if x.is_cpu else DEFAULTS["xpu"] if x.is_xpu else None
+
+
+def named_backend(x: Tensor, backend: str | None) -> Transform | None:
+    """The backend with a name, for ``x``, which it must take; None is the default one.
+
+    Raises:
+        ValueError: There is no such backend, or not for x's device.
+    """
+    if backend is None:
+        return backend_of(x)
+    check_backend(backend, x.device)
+    return None if x.is_meta else BACKENDS[backend]
+
+
+def _run(
+    x: Tensor, out: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None,
+    backend: str | None,
+) -> None:  # fmt: skip
+    transform = named_backend(x, backend)
+    assert transform is not None, "registered for devices that have one"
+    transform(x, out, size, scale, signs, inverse, base)
 
 
 def new_output(x: Tensor) -> Tensor:
@@ -47,7 +67,7 @@ def increment_version(tensor: Tensor) -> None:
         torch.autograd.graph.increment_version(tensor)
 
 
-def _register(dispatch_key: str, transform: Transform) -> None:
+def _register(dispatch_key: str) -> None:
     def hadamard_transform(
         x: Tensor,
         size: int,
@@ -55,9 +75,10 @@ def _register(dispatch_key: str, transform: Transform) -> None:
         signs: Tensor | None = None,
         inverse: bool = False,
         base: Tensor | None = None,
+        backend: str | None = None,
     ) -> Tensor:
         out = new_output(x)
-        transform(x, out, size, scale, signs, inverse, base)
+        _run(x, out, size, scale, signs, inverse, base, backend)
         return out
 
     def hadamard_transform_(
@@ -67,8 +88,9 @@ def _register(dispatch_key: str, transform: Transform) -> None:
         signs: Tensor | None = None,
         inverse: bool = False,
         base: Tensor | None = None,
+        backend: str | None = None,
     ) -> None:
-        transform(x, x, size, scale, signs, inverse, base)
+        _run(x, x, size, scale, signs, inverse, base, backend)
         increment_version(x)
 
     def hadamard_transform_out(
@@ -79,8 +101,9 @@ def _register(dispatch_key: str, transform: Transform) -> None:
         inverse: bool,
         base: Tensor | None,
         out: Tensor,
+        backend: str | None = None,
     ) -> None:
-        transform(x, out, size, scale, signs, inverse, base)
+        _run(x, out, size, scale, signs, inverse, base, backend)
         increment_version(out)
 
     LIBRARY.impl("hadamard_transform", hadamard_transform, dispatch_key)
@@ -88,8 +111,8 @@ def _register(dispatch_key: str, transform: Transform) -> None:
     LIBRARY.impl("hadamard_transform_out", hadamard_transform_out, dispatch_key)
 
 
-for _device_type, _transform in BACKENDS.items():
-    _register(_device_type.upper(), _transform)
+for _dispatch_key in DISPATCH_KEYS:
+    _register(_dispatch_key)
 
 
 @torch.library.register_fake("hadacore::hadamard_transform", lib=LIBRARY)
@@ -100,6 +123,7 @@ def _fake(
     signs: Tensor | None = None,
     inverse: bool = False,
     base: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -112,6 +136,7 @@ def _fake_in_place(
     signs: Tensor | None = None,
     inverse: bool = False,
     base: Tensor | None = None,
+    backend: str | None = None,
 ) -> None:
     return None
 
@@ -125,13 +150,14 @@ def _fake_out(
     inverse: bool,
     base: Tensor | None,
     out: Tensor,
+    backend: str | None = None,
 ) -> None:
     return None
 
 
 # ---- gradients --------------------------------------------------------------------------------------------
 
-LinearTransform = Callable[[Tensor, int, float, Tensor | None, bool, Tensor | None], Tensor]
+LinearTransform = Callable[[Tensor, int, float, Tensor | None, bool, Tensor | None, str | None], Tensor]
 
 
 def _gradient_of_base(
@@ -143,6 +169,7 @@ def _gradient_of_base(
     signs: Tensor | None,
     inverse: bool,
     base: Tensor,
+    backend: str | None,
 ) -> Tensor:
     """The gradient of a caller's base matrix B.
 
@@ -153,7 +180,7 @@ def _gradient_of_base(
     columns = size // order
     if signs is not None:
         gradient, x = (gradient * signs, x) if inverse else (gradient, x * signs)
-    gradient = transform(gradient, columns, scale, None, False, None)
+    gradient = transform(gradient, columns, scale, None, False, None, backend)
     left, right = (x, gradient) if inverse else (gradient, x)
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     left, right = (t.reshape(-1, order, columns).to(work).transpose(0, 1).reshape(order, -1) for t in (left, right))
@@ -168,40 +195,49 @@ class DifferentiableTransform(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None) -> Tensor:
+    def forward(
+        x: Tensor,
+        size: int,
+        scale: float,
+        signs: Tensor | None,
+        inverse: bool,
+        base: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
         """The registered operator."""
-        result: Tensor = torch.ops.hadacore.hadamard_transform(x, size, scale, signs, inverse, base)
+        result: Tensor = torch.ops.hadacore.hadamard_transform(x, size, scale, signs, inverse, base, backend)
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the options, the signs and the base; ``x`` only if the base wants its gradient or tangent."""
-        x, ctx.size, ctx.scale, signs, ctx.inverse, base = inputs
+        x, ctx.size, ctx.scale, signs, ctx.inverse, base, ctx.backend = inputs
         kept = (signs, base, None if base is None else x)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None, None, None, Any]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None, None, None, Any, None]:
         """The transpose of the forward transform."""
         signs, base, x = ctx.saved_tensors
         gradient = gradients[0]
-        of_x = differentiable_transform(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base)
+        of_x = differentiable_transform(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base, ctx.backend)
         of_base = None
         if base is not None and ctx.needs_input_grad[5]:
-            options = (ctx.size, ctx.scale, signs, ctx.inverse, base)
+            options = (ctx.size, ctx.scale, signs, ctx.inverse, base, ctx.backend)
             of_base = _gradient_of_base(differentiable_transform, x, gradient, *options)
-        return of_x, None, None, None, None, of_base
+        return of_x, None, None, None, None, of_base, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """The forward transform of the tangents of x and of the base."""
         signs, base, x = ctx.saved_tensors
         parts = []
+        options = (ctx.size, ctx.scale, signs, ctx.inverse)
         if tangents[0] is not None:
-            parts.append(differentiable_transform(tangents[0], ctx.size, ctx.scale, signs, ctx.inverse, base))
+            parts.append(differentiable_transform(tangents[0], *options, base, ctx.backend))
         if base is not None and tangents[5] is not None:
-            parts.append(differentiable_transform(x, ctx.size, ctx.scale, signs, ctx.inverse, tangents[5]))
+            parts.append(differentiable_transform(x, *options, tangents[5], ctx.backend))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     @staticmethod
@@ -214,33 +250,36 @@ class DifferentiableTransform(torch.autograd.Function):
         signs: Tensor | None,
         inverse: bool,
         base: Tensor | None,
+        backend: str | None,
     ) -> tuple[Tensor, int]:
         """A batch is more rows."""
         dims = (in_dims[0], in_dims[3], in_dims[5])
-        return _batched(differentiable_transform, info.batch_size, dims, x, size, scale, signs, inverse, base)
+        return _batched(differentiable_transform, info.batch_size, dims, x, size, scale, signs, inverse, base, backend)
 
 
 def differentiable_transform(
-    x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None
+    x: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, base: Tensor | None, backend: str | None
 ) -> Tensor:
     """:class:`DifferentiableTransform` as a function."""
-    result: Tensor = DifferentiableTransform.apply(x, size, scale, signs, inverse, base)  # type: ignore[no-untyped-call]
+    arguments = (x, size, scale, signs, inverse, base, backend)
+    result: Tensor = DifferentiableTransform.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor | None]:
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None, Tensor | None, None]:
     signs, base, x = ctx.saved_tensors
     operator = torch.ops.hadacore.hadamard_transform
     of_x = of_base = None
     if ctx.needs_input_grad[0]:
-        of_x = operator(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base)
+        of_x = operator(gradient, ctx.size, ctx.scale, signs, not ctx.inverse, base, ctx.backend)
     if base is not None and ctx.needs_input_grad[5]:
-        of_base = _gradient_of_base(operator, x, gradient, ctx.size, ctx.scale, signs, ctx.inverse, base)
-    return of_x, None, None, None, None, of_base
+        options = (ctx.size, ctx.scale, signs, ctx.inverse, base, ctx.backend)
+        of_base = _gradient_of_base(operator, x, gradient, *options)
+    return of_x, None, None, None, None, of_base, None
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.size, ctx.scale, signs, ctx.inverse, base = inputs
+    x, ctx.size, ctx.scale, signs, ctx.inverse, base, ctx.backend = inputs
     wants_base = base is not None and ctx.needs_input_grad[5]
     ctx.save_for_backward(signs, base, x if wants_base else None)
 
@@ -261,6 +300,7 @@ def _batched(
     signs: Tensor | None,
     inverse: bool,
     base: Tensor | None,
+    backend: str | None,
 ) -> tuple[Tensor, int]:
     """``transform`` of a batch of x, of signs, of bases, or of several; the result's batch dimension is the first.
 
@@ -277,6 +317,7 @@ def _batched(
                 signs if signs is None or signs_dim is None else signs.select(signs_dim, i),
                 inverse,
                 base.select(base_dim, i),
+                backend,
             )
             for i in range(batch_size)
         ]
@@ -284,20 +325,20 @@ def _batched(
     if x_dim is not None:
         x = x.movedim(x_dim, 0)
     if signs is None or signs_dim is None:
-        return transform(x, size, scale, signs, inverse, base), 0
+        return transform(x, size, scale, signs, inverse, base, backend), 0
     # A sign vector for each sample: multiply outside the kernel, which takes one for all rows.
     if x_dim is None:
         x = x.expand(batch_size, *x.shape)
     signs = signs.movedim(signs_dim, 0)
     signs = signs.view(signs.shape[0], *([1] * (x.dim() - 2)), signs.shape[-1])
     if inverse:
-        return transform(x, size, scale, None, True, base) * signs, 0
-    return transform(x * signs, size, scale, None, False, base), 0
+        return transform(x, size, scale, None, True, base, backend) * signs, 0
+    return transform(x * signs, size, scale, None, False, base, backend), 0
 
 
 # PyTorch leaves trailing arguments out where they equal their default, also in `in_dims`.
 def _batch_dimensions(in_dims: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    padded = (*in_dims, *[None] * (6 - len(in_dims)))
+    padded = (*in_dims, *[None] * (7 - len(in_dims)))
     return padded[0], padded[3], padded[5]
 
 
@@ -311,9 +352,12 @@ def _vmap(
     signs: Tensor | None = None,
     inverse: bool = False,
     base: Tensor | None = None,
+    backend: str | None = None,
 ) -> tuple[Tensor, int]:
     operator = torch.ops.hadacore.hadamard_transform
-    return _batched(operator, info.batch_size, _batch_dimensions(in_dims), x, size, scale, signs, inverse, base)
+    return _batched(
+        operator, info.batch_size, _batch_dimensions(in_dims), x, size, scale, signs, inverse, base, backend
+    )
 
 
 @torch.library.register_vmap("hadacore::hadamard_transform_", lib=LIBRARY)
@@ -326,11 +370,12 @@ def _vmap_in_place(
     signs: Tensor | None = None,
     inverse: bool = False,
     base: Tensor | None = None,
+    backend: str | None = None,
 ) -> tuple[None, None]:
     x_dim, signs_dim, base_dim = _batch_dimensions(in_dims)
     if x_dim is None or signs_dim is not None or base_dim is not None:
         raise ValueError(
             "vmap of an in-place hadamard_transform needs a batched x, one signs vector and one base; use it out of place"
         )
-    torch.ops.hadacore.hadamard_transform_(x.movedim(x_dim, 0), size, scale, signs, inverse, base)
+    torch.ops.hadacore.hadamard_transform_(x.movedim(x_dim, 0), size, scale, signs, inverse, base, backend)
     return None, None

@@ -13,6 +13,7 @@ import torch
 
 from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
+from hadacore.backends.selection import default_backend
 from hadacore.checks import check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
@@ -269,5 +270,10 @@ def _target(
     )
     if chosen.type != "cuda":
         return None
+    if default_backend("cuda") == "triton":
+        raise ValueError(
+            "plans are of the CUDA and the CPU backend, and tensors on this GPU go to Triton's, whose table is in "
+            "hadacore.backends.triton.configurations; pass device='cpu', or an architecture"
+        )
     properties = torch.cuda.get_device_properties(chosen)
     return architecture_of((properties.major, properties.minor)), properties.multi_processor_count

@@ -89,6 +89,11 @@ def description_of(name: str, epsilon: float) -> Description:
     return _NAMED[name]
 
 
+def elements_after(description: Description | None, n: int) -> int:
+    """Elements of a row of ``n`` after a prologue, which may make one of two halves."""
+    return n // 2 if isinstance(description, GatedActivation) and description.layout != "separate" else n
+
+
 @dataclass(frozen=True, eq=False)
 class Prologue:
     """A description and its tensors.

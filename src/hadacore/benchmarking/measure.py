@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,9 +21,9 @@ _CHECKED_ELEMENTS = 1 << 20  # errors are taken over the first rows, at least on
 _CHECKED_ELEMENTS_CPU = 1 << 17
 
 
-def transform_out(x: Tensor, y: Tensor) -> None:
+def transform_out(x: Tensor, y: Tensor, backend: str | None = None) -> None:
     """This package's transform as an operation; in place where both are the same tensor."""
-    hadamard_transform(x, out=y)
+    hadamard_transform(x, out=y, backend=backend)
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,13 @@ class Measurement:
         return self.hadacore_us / self.copy_us
 
 
-def measure_error_ratio(workload: Workload) -> float:
+def measure_error_ratio(workload: Workload, backend: str | None = None) -> float:
     """The transform's error on the workload's first rows, over that of correct rounding."""
     x, y = workload.pairs[0]
     limit = _CHECKED_ELEMENTS if x.device.type == "cuda" else _CHECKED_ELEMENTS_CPU
     count = min(x.shape[0], max(1, limit // x.shape[1]))
     rows = x[:count]
-    transform_out(rows, y[:count])
+    transform_out(rows, y[:count], backend)
     return error_ratio(y[:count], exact_transform(rows))
 
 
@@ -69,11 +70,13 @@ def _measure_point(
     copy: tuple[float, str],
     peers: Sequence[InstalledPeer],
     in_place: bool,
+    backend: str | None,
     report_failure: Callable[[str, str], None],
 ) -> Measurement:
     workload = workload.rows_of(point.size)
-    error = measure_error_ratio(workload)
-    time_us = time_operation(transform_out, workload)
+    transform = functools.partial(transform_out, backend=backend)
+    error = measure_error_ratio(workload, backend)
+    time_us = time_operation(transform, workload)
     peers_us = {}
     for peer in peers:
         operation = peer.operation(BY_NAME[point.dtype].dtype, point.size)
@@ -86,7 +89,7 @@ def _measure_point(
         except Exception as error_of_peer:  # foreign code may fail in any way; the others are still worth measuring
             report_failure(peer.name, f"failed at {point}: {type(error_of_peer).__name__}: {error_of_peer}")
     # Last, because it overwrites the inputs (with their rotation, which is as random).
-    in_place_us = time_operation(transform_out, workload.in_place()) if in_place else None
+    in_place_us = time_operation(transform, workload.in_place()) if in_place else None
     return Measurement(point, copy[0], copy[1], time_us, error, in_place_us, peers_us)
 
 
@@ -96,6 +99,7 @@ def measure_grid(
     peers: Sequence[InstalledPeer] = (),
     *,
     in_place: bool = False,
+    backend: str | None = None,
     done: Collection[Point] = (),
     report_failure: Callable[[str, str], None] = lambda name, reason: None,
     cold_bytes: int = COLD_BYTES,
@@ -107,6 +111,7 @@ def measure_grid(
         device: Where.
         peers: Other packages to measure beside.
         in_place: Measure the transform in place, too.
+        backend: Which one runs the transform; None is the device's.
         done: Points to leave out.
         report_failure: Called with a peer's name and the reason when it fails at a point.
         cold_bytes: Bytes that a round over the cold buffers covers.
@@ -125,6 +130,6 @@ def measure_grid(
         workload = arena.workload(elements, regime)
         copy = time_copy(workload)
         for point in wanted:
-            yield _measure_point(point, workload, copy, peers, in_place, report_failure)
+            yield _measure_point(point, workload, copy, peers, in_place, backend, report_failure)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # outputs that peers allocated in their graphs

@@ -15,7 +15,7 @@ from hadacore.benchmarking.measure import Measurement
 POINT_COLUMNS = ("dtype", "hadamard_size", "elements", "regime")
 FIXED_COLUMNS = (*POINT_COLUMNS, "copy_us", "hadacore_us")
 IN_PLACE_COLUMN = "hadacore_inplace_us"
-PROVENANCE_COLUMNS = ("gpu", "driver", "cuda", "torch", "hadacore", "commit")
+PROVENANCE_COLUMNS = ("gpu", "driver", "cuda", "torch", "hadacore", "commit", "backend")
 
 Row = dict[str, str]
 

@@ -1,7 +1,7 @@
 """Times an operation on a pair of tensors, hot or cold, on a GPU or on the CPU, by one function.
 
-An operation is called as ``operation(x, y)``. It writes its result to ``y`` and returns None, or it returns a new
-tensor, as packages do that have no ``out=``.
+An operation is called as ``operation(x, y)``. It writes its result to ``y`` and returns None, or it returns what it
+allocated, a tensor or several, as packages do that have no ``out=``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CPU_MAXIMUM_SAMPLES = 50
 _CPU_SAMPLE_SECONDS = 1e-3
 _CPU_SECONDS = 0.1  # sampling goes on for so long
 
-Operation = Callable[[Tensor, Tensor], Tensor | None]
+Operation = Callable[[Tensor, Tensor], object]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -154,7 +154,7 @@ def _capture(operation: Operation, workload: Workload, calls: int) -> torch.cuda
     # A result that the operation allocates lives until the round is over, and the next one lies as far away as the
     # outputs of the others do; otherwise it would always land in the same, hot, buffer. Hot is meant to.
     padding = max(0, workload.distance_bytes - workload.elements * workload.element_size)
-    kept: collections.deque[tuple[Tensor, Tensor]] = collections.deque(maxlen=len(pairs))
+    kept: collections.deque[tuple[object, Tensor]] = collections.deque(maxlen=len(pairs))
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
     try:

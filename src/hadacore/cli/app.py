@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement as Width
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hadacore import __version__
 from hadacore.backends import cpu
 from hadacore.backends.cuda.cache import cache_folder
+from hadacore.backends.triton.compiling import TARGETS as TRITON_TARGETS
+from hadacore.benchmarking import quantizing
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
-from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, demo, evaluate, information
+from hadacore.cli import compiling, compiling_triton, demo, evaluate, information
 from hadacore.cli.bench import Benchmark
-from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
+from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
+from hadacore.cli.options import choices, element_dtype, integers, names, user_errors
+from hadacore.cli.terminal import (
+    Device,
+    Out,
+    device_or_exit,
+    failure,
+    need_matplotlib,
+    new_console,
+    new_progress,
+    new_table,
+    print_files,
+)
 from hadacore.elements import ELEMENTS
 from hadacore.errors import BackendUnavailableError
-from hadacore.evaluation.models import DTYPES as MODEL_DTYPES
-from hadacore.evaluation.models import EvaluationUnavailableError
-from hadacore.evaluation.report import cells_of, columns_for
-from hadacore.evaluation.rows import ROWS, rows_named
-from hadacore.evaluation.run import Settings
-from hadacore.experiments import fa3_error_table, run_fa3_error, write_fa3_error
 from hadacore.kernels.architectures import CHECKED
 from hadacore.plan import plan as make_plan
 
-_WIDEST_TABLE = 400  # characters
 _EVERY_DTYPE = tuple(element.name for element in ELEMENTS)
 
 app = typer.Typer(
@@ -47,49 +50,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _console(stderr: bool = False) -> Console:
-    # Made for each command: the streams may have been replaced since this module was imported.
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=_console(stderr=True), transient=True,
-    )  # fmt: skip
-
-
-def _fail(message: str) -> typer.Exit:
-    _console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
-    return typer.Exit(1)
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        return chosen_device(name)
-    except BackendUnavailableError as error:
-        raise _fail(str(error)) from error
-
-
-def _need_matplotlib(advice: str = "") -> None:
-    try:
-        check_matplotlib()
-    except PicturesUnavailableError as error:
-        raise _fail(f"{error}{advice}") from error
-
-
-def _table(title: str, *columns: str, left: int = 1) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
-
-
-def _print_files(console: Console, files: tuple[Path, ...]) -> None:
-    for file in files:
-        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -107,36 +67,36 @@ def _options(
     pass
 
 
-_Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)]
-_Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one.")]
+_bench_app = typer.Typer()
+app.add_typer(_bench_app, name="bench")
 
 
 @app.command("demo")
 def demo_command(
-    out: _Out = Path(),
+    out: Out = Path(),
     elements: Annotated[
         int | None, typer.Option(help="Elements of a prefill tensor; 33554432, and 2097152 on the CPU, by default.")
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float16",
-    device: _Device = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the activations.")] = 0,
 ) -> None:
     """Show what a rotation does to quantization errors of attention activations, and what it costs."""
     torch_dtype = element_dtype(dtype, DTYPES)
-    where = _device(device)
-    _need_matplotlib()
+    where = device_or_exit(device)
+    need_matplotlib()
     if elements is None:
         elements = demo.PREFILL_ELEMENTS if where.type == "cuda" else demo.PREFILL_ELEMENTS_CPU
     with user_errors("--elements"):
         shapes = demo.shapes_for(elements)
     with user_errors("--seed"):
         generator = torch.Generator(where).manual_seed(seed)
-    console = _console()
+    console = new_console()
     console.print(f"{device_name(where)}, {dtype}", style="dim")
 
     errors = list(demo.measure_errors(shapes, torch_dtype, where, generator))
     formats = [number_format.name for number_format in demo.FORMATS]
-    table = _table(
+    table = new_table(
         "Quantization error in %, one scale per tensor: without -> with rotation", "activations", "", *formats, left=2
     )
     for index, entry in enumerate(errors):
@@ -146,7 +106,7 @@ def demo_command(
     console.print(table)
 
     times = list(demo.measure_times(shapes, torch_dtype, where))
-    table = _table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
+    table = new_table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
     for time in times:
         table.add_row(
             time.shape.model, time.shape.phase, f"{time.shape.elements:,}", f"{time.copy_us:,.2f}",
@@ -159,7 +119,7 @@ def demo_command(
     csv, picture = out / "hadacore-demo.csv", out / "hadacore-demo.png"
     write_csv(csv, demo.CSV_COLUMNS, demo.csv_rows(errors, times, dtype))
     write_whole(picture, demo.draw(*demo.picture_activations(torch_dtype, where, generator)))
-    _print_files(console, (csv, picture))
+    print_files(console, (csv, picture))
 
 
 def _before_after(before: float, after: float) -> str:
@@ -167,8 +127,9 @@ def _before_after(before: float, after: float) -> str:
     return f"{100 * before:5.2f} -> [{style}]{100 * after:5.2f}[/]"
 
 
-@app.command("bench")
+@_bench_app.callback(invoke_without_command=True)
 def bench_command(
+    context: typer.Context,
     sizes: Annotated[str | None, typer.Option(help="Transform sizes, such as 128,4096.")] = None,
     elements: Annotated[str | None, typer.Option(help="Element counts, such as 8192,33554432.")] = None,
     dtypes: Annotated[str | None, typer.Option(help=f"Some of {','.join(DTYPES)}.")] = None,
@@ -177,13 +138,20 @@ def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="A few points instead of the whole default grid.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
-    out: _Out = Path(),
-    device: _Device = None,
+    out: Out = Path(),
+    device: Device = None,
+    backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
-    """Measure times against a copy and against other installed packages; write a table, pictures and a page."""
-    where = _device(device)
+    """Measure times against a copy and against other installed packages; write a table, pictures and a page.
+
+    `hadacore bench quantize` measures rotation with quantization.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    where = device_or_exit(device, backend)
     if pictures:
-        _need_matplotlib(", or leave the pictures out with --no-pictures")
+        need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
     if quick and None not in (sizes, elements, dtypes):
         raise typer.BadParameter("--sizes, --elements and --dtypes leave nothing to shorten", param_hint="--quick")
@@ -194,12 +162,15 @@ def bench_command(
             default.dtypes if dtypes is None else choices(dtypes, DTYPES, "--dtypes"),
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
-        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume)
-    console = _console()
-    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.points())} points to measure", style="dim")
+        benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
+    console = new_console()
+    console.print(
+        f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
+        style="dim",
+    )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("measuring", total=benchmark.remaining)
 
         def advance(measurement: Measurement) -> None:
@@ -209,7 +180,7 @@ def bench_command(
         try:
             benchmark.measure(advance)
         except torch.OutOfMemoryError as error:
-            raise _fail(
+            raise failure(
                 "the GPU's memory is too small for this grid; name fewer --elements. What was measured so far is in "
                 f"{benchmark.table.partial}; --resume continues it. ({str(error).splitlines()[0]})"
             ) from error
@@ -217,12 +188,67 @@ def bench_command(
     console.print(_summary(benchmark))
     for name, reason in benchmark.failures.items():
         console.print(f"{escape(name)} {escape(reason)}", style="yellow", soft_wrap=True)
-    _print_files(console, files)
+    print_files(console, files)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """Options of ``bench`` itself, which a sub-command would not look at."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"is an option of `hadacore bench`; write it after {context.invoked_subcommand}",
+                param_hint=parameter.opts[0],
+            )
+
+
+@_bench_app.command("quantize")
+def bench_quantize_command(
+    sizes: Annotated[str | None, typer.Option(help="Sizes of rows with many rows, such as 128,14336.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(quantizing.DTYPES)}.")] = quantizing.DTYPES[0],
+    quick: Annotated[bool, typer.Option("--quick", help="A few points instead of the whole default grid.")] = False,
+    chains: Annotated[
+        bool | None,
+        typer.Option(help="Measure the unfused chain, compiled by torch.compile; by default on a GPU only."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
+    pictures: Annotated[bool, typer.Option(help="Draw a PNG picture.")] = True,
+    out: Out = Path(),
+    device: Device = None,
+) -> None:
+    """Measure rotation with quantization against a copy of the same bytes and against the unfused chain."""
+    where = device_or_exit(device)
+    if pictures:
+        need_matplotlib(", or leave the picture out with --no-pictures")
+    if chains is None:
+        chains = where.type == "cuda"
+    with user_errors():
+        grid = quantizing.default_grid(where.type, dtype, quick)
+        if sizes is not None:
+            grid = replace(grid, sizes=integers(sizes, "--sizes"))
+        benchmark = QuantizeBenchmark(grid, where, out, chains=chains, resume=resume)
+    console = new_console()
+    console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.cases())} points to measure", style="dim")
+    if where.type == "cpu":
+        console.print(
+            "No GPU: small sizes on the CPU, beside a copy of the inputs.",
+            style="dim", soft_wrap=True,
+        )  # fmt: skip
+    with new_progress() as bar:
+        task = bar.add_task("measuring", total=benchmark.remaining)
+        benchmark.measure(lambda measured: bar.update(task, advance=1, description=str(measured.case)))
+    files = benchmark.finish(pictures)
+    title = "Rotation with quantization: worst time / copy, least speedup over the chain"
+    table = new_table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
+    for line in summary(benchmark.table.rows, min(grid.elements)):
+        table.add_row(*line)
+    console.print(table)
+    print_files(console, files)
 
 
 def _summary(benchmark: Benchmark) -> Table:
     """Ratios to a copy by type, regime and element count: best, median and worst over the sizes."""
-    table = _table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
+    table = new_table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
     groups: dict[tuple[str, str, int], list[float]] = {}
     for row in benchmark.table.rows:
         key = row["dtype"], row["regime"], int(row["elements"])
@@ -234,99 +260,7 @@ def _summary(benchmark: Benchmark) -> Table:
     return table
 
 
-@app.command("eval")
-def eval_command(
-    context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="A model's folder, or its name on the hub.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, such as mmlu, and task files (.yaml).")] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before a question; else what the task says.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many questions of each task.")] = None,
-    rows: Annotated[
-        str | None, typer.Option(help=f"Some of {','.join(row.name for row in ROWS)}; fp16 always.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Inputs of one length that are computed together.")] = 8,
-    dtype: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(MODEL_DTYPES)}; float16, and float32 on the CPU, by default.")
-    ] = None,
-    outlier_channels: Annotated[
-        int, typer.Option(help="Add so many outlier channel pairs to each K head, and channels to each V head.", min=0)
-    ] = 0,
-    outlier_factor: Annotated[float, typer.Option(help="By what they are multiplied, a power of two.")] = 16.0,
-    text: Annotated[Path | None, typer.Option(help="Text for KL divergence and perplexity.", dir_okay=False)] = None,
-    segments: Annotated[int, typer.Option(help="Segments of that text, at most.")] = 16,
-    segment_tokens: Annotated[int, typer.Option(help="Tokens of a segment, at most.")] = 512,
-    experiment: Annotated[
-        str | None, typer.Option(help=f"An experiment instead of a model: {', '.join(evaluate.EXPERIMENTS)}.")
-    ] = None,
-    sequences: Annotated[str, typer.Option(help="Sequence lengths of the experiment.")] = "512,1024,2048,4096,8192",
-    head_dims: Annotated[str, typer.Option(help="Head sizes of the experiment.")] = "64,128",
-    out: _Out = Path(),
-    device: _Device = None,
-) -> None:
-    """Compare a model's accuracy with attention in FP8, INT8 and INT4, with and without rotation."""
-    evaluate.check_options(context, experiment)
-    where = _device(device)
-    _need_matplotlib()
-    if experiment is not None:
-        _fa3_error(integers(sequences, "--sequences"), integers(head_dims, "--head-dims"), out, where)
-        return
-    if model is None:
-        raise typer.BadParameter("needs a model's folder or its name on the hub", param_hint="--model")
-    console = _console()
-    with user_errors():
-        settings = Settings(
-            model, () if tasks is None else names(tasks, "--tasks"), num_fewshot=num_fewshot, limit=limit,
-            batch_size=batch_size, dtype=dtype or ("float16" if where.type == "cuda" else "float32"),
-            outliers=evaluate.outlier_channels(outlier_channels, outlier_factor), text=None if text is None else str(text),
-            segments=segments, segment_tokens=segment_tokens,
-        )  # fmt: skip
-        wanted = rows_named(None if rows is None else names(rows, "--rows"))
-        try:
-            evaluation = evaluate.start(settings, wanted, where, out)
-        except EvaluationUnavailableError as error:
-            raise _fail(str(error)) from error
-    console.print(f"{device_name(where)}, {evaluation.remaining} of {len(wanted)} rows to answer", style="dim")
-    with _progress() as bar:
-        bars = {name: bar.add_task(name, total=None, start=False) for name in (*(row.name for row in wanted), "text")}
-
-        def advance(what: str, done: int, of: int) -> None:
-            bar.start_task(bars[what])
-            bar.update(bars[what], completed=done, total=of)
-
-        try:
-            with user_errors():
-                summaries, notes, files = evaluate.finish(evaluation, advance)
-        except torch.OutOfMemoryError as error:
-            raise _fail(
-                f"memory is too small for this; use a smaller --batch-size than {batch_size} in another folder. What was "
-                f"measured so far is in {evaluation.parts.folder}. ({str(error).splitlines()[0]})"
-            ) from error
-    table = _table(evaluate.title_of(settings), *columns_for(settings))
-    for summary in summaries:
-        table.add_row(*cells_of(summary, settings))
-    # Wider than many a terminal, and better wrapped by that than cut off.
-    whole = Width.get(console, console.options.update(width=_WIDEST_TABLE), table).maximum
-    console.width = max(console.width, whole)
-    console.print(table, crop=False)
-    for note in notes:
-        console.print(escape(note), style="dim", soft_wrap=True)
-    _print_files(console, files)
-
-
-def _fa3_error(sequences: tuple[int, ...], head_dims: tuple[int, ...], out: Path, where: torch.device) -> None:
-    console = _console()
-    console.print(device_name(where), style="dim")
-    with _progress() as bar:
-        task = bar.add_task("fa3-error", total=None)
-        with user_errors():
-            rows = run_fa3_error(
-                sequences=sequences, head_dims=head_dims, device=where,
-                progress=lambda done, of: bar.update(task, completed=done, total=of),
-            )  # fmt: skip
-    console.print(fa3_error_table(rows), soft_wrap=True, markup=False)
-    _print_files(console, write_fa3_error(rows, out, where))
+app.command("eval")(evaluate.eval_command)
 
 
 @app.command("plan")
@@ -361,7 +295,7 @@ def plan_command(
 @app.command("info")
 def info_command() -> None:
     """Print versions, GPUs, backends with the reason when one is unavailable, and the kernel cache."""
-    console = _console()
+    console = new_console()
     for title, entries in information.sections():
         console.print(title, style="bold")
         width = max(len(name) for name, _ in entries)
@@ -379,6 +313,16 @@ def compile_command(
     ] = None,
     signs: Annotated[bool, typer.Option("--signs", help="Also with random signs before and after.")] = False,
     strided: Annotated[bool, typer.Option("--strided", help="Also for rows with gaps.")] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of the transform's kernels those that quantize to these formats, with the default granularity, or "
+            "FORMAT:GRANULARITY, such as fp8_e4m3,int4:128."
+        ),
+    ] = None,
+    prologue: Annotated[
+        str | None, typer.Option(help=f"With these before the transform: {', '.join(compiling.PROLOGUES)}.")
+    ] = None,
     all_variants: Annotated[bool, typer.Option("--all-variants", help="Same as --signs --strided.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Fail if a kernel keeps anything in local memory (spills).")
@@ -386,13 +330,29 @@ def compile_command(
     jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
 ) -> None:
     """Fill a kernel cache for given sizes, types and architectures; needs no GPU. For container images."""
+    if prologue is not None and quantize is None:
+        raise typer.BadParameter("needs --quantize, what follows the transform", param_hint="--prologue")
+    wanted = compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes")
+    types, architectures = names(dtypes, "--dtypes"), names(arch, "--arch")
     with user_errors():
+        requests = compiling.quantized(
+            () if quantize is None else names(quantize, "--quantize"),
+            () if prologue is None else names(prologue, "--prologue"),
+        )
         kernels = compiling.kernels_for(
-            compiling.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
-            names(arch, "--arch"), signs=signs or all_variants, strided=strided or all_variants,
-        )  # fmt: skip
+            wanted,
+            types,
+            architectures,
+            signs=signs or all_variants,
+            strided=strided or all_variants,
+            quantize=requests,
+        )
+    console = new_console()
+    if sizes is not None:  # nobody asked for each size of the default
+        for what, reason in compiling.without_kernel(wanted, types, architectures, requests).items():
+            console.print(f"[yellow]no kernel[/] for {escape(what)}: {escape(reason)}", soft_wrap=True)
     folder = cache or cache_folder()
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("compiling", total=len(kernels))
 
         def advance(result: compiling.Compiled) -> None:
@@ -404,8 +364,7 @@ def compile_command(
             with user_errors():
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
-            raise _fail(str(error)) from error
-    console = _console()
+            raise failure(str(error)) from error
     console.print(_compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
@@ -415,18 +374,21 @@ def compile_command(
     for r in spilling[:10]:
         console.print(f"[red]spills[/] {_named(r)}: {escape(str(r.resources))}", soft_wrap=True)
     if failures or spilling:
-        raise _fail(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
+        raise failure(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
 
 
 def _named(result: compiling.Compiled) -> str:
     kernel = result.kernel
     variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
+    fusion = getattr(kernel.configuration, "fusion", None)
+    if fusion is not None:
+        variant += f", {fusion}"
     return escape(f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}")
 
 
 def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
     columns = ["", "kernels", "compiled", "cached", "failed", "kB", *(["registers", "spill"] if check else [])]
-    table = _table("Kernels", *columns)
+    table = new_table("Kernels", *columns)
     groups: dict[tuple[str, str], list[compiling.Compiled]] = {}
     for result in results:
         groups.setdefault((result.kernel.architecture, result.kernel.dtype), []).append(result)
@@ -445,3 +407,44 @@ def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
             counts += [registers, sum(r.spills for r in members)]
         table.add_row(f"{architecture} {dtype}", *map(str, counts))
     return table
+
+
+@app.command("check-triton")
+def check_triton_command(
+    sizes: Annotated[
+        str | None, typer.Option(help="Transform sizes; powers of two and some others by default.")
+    ] = None,
+    dtypes: Annotated[str, typer.Option(help="Element types.")] = ",".join(compiling_triton.DTYPES),
+    arch: Annotated[str, typer.Option(help="NVIDIA's and AMD's architectures.")] = ",".join(TRITON_TARGETS),
+    jobs: Annotated[int | None, typer.Option(help="Processes; by default as many as are worth it.")] = None,
+) -> None:
+    """Compile the Triton backend's kernels for GPUs that are not here; print registers, spills and shared memory."""
+    with user_errors():
+        kernels = compiling_triton.kernels_for(
+            compiling_triton.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
+            names(arch, "--arch"),
+        )  # fmt: skip
+    with new_progress() as bar:
+        task = bar.add_task("compiling", total=len(kernels))
+        try:
+            with user_errors():
+                results = compiling_triton.check_all(kernels, jobs, lambda checked: bar.update(task, advance=1))
+        except BackendUnavailableError as error:
+            raise failure(str(error)) from error
+    console = new_console()
+    table = new_table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+    for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
+        members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
+        columns = (
+            len(members), max((c.registers for c in members), default=0), sum(c.spilled_bytes > 0 for c in members),
+            max((c.spilled_bytes for c in members), default=0), max((c.shared_bytes for c in members), default=0),
+        )  # fmt: skip
+        table.add_row(f"{target} {dtype}", *map(str, columns))
+    console.print(table)
+    bad = [r for r in results if r.failure is not None or r.does_not_fit]
+    for r in bad[:10]:
+        why = r.failure or f"needs {r.compiled.shared_bytes if r.compiled else 0} bytes of shared memory, too many"
+        where = f"{r.kernel.target} {r.kernel.dtype} {r.kernel.configuration}"
+        console.print(f"[red]failed[/] {escape(where)}: {escape(why)}", soft_wrap=True)
+    if bad:
+        raise failure(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")

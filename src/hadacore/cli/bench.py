@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from hadacore.backends.selection import default_backend
 from hadacore.benchmarking.grid import Grid
 from hadacore.benchmarking.measure import Measurement, measure_grid
 from hadacore.benchmarking.page import page
@@ -35,6 +36,22 @@ _METHOD = (
 )
 
 
+def check_same_machine(table: PartialTable, made_with: Mapping[str, str | None]) -> None:
+    """Refuse to continue a table that was measured with something else.
+
+    Raises:
+        ValueError: It was.
+    """
+    for row in table.rows:
+        for name in PROVENANCE_COLUMNS:
+            now = made_with.get(name) or ""
+            if row[name] != now:
+                raise ValueError(
+                    f"cannot continue {table.partial}: it was measured with {name} {row[name]!r}, now it is "
+                    f"{now!r}; delete it to start again"
+                )
+
+
 class Benchmark:
     """A run of a grid on a device into a folder.
 
@@ -44,36 +61,33 @@ class Benchmark:
         folder: Where to write.
         in_place: Measure the transform in place, too.
         resume: Continue a run that was killed.
+        backend: Which one runs the transform; None is the device's.
 
     Raises:
         ValueError: A run that was killed is there and ``resume`` is not given, or it was another kind of run.
     """
 
     def __init__(
-        self, grid: Grid, device: torch.device, folder: Path, *, in_place: bool = False, resume: bool = False
-    ) -> None:
+        self, grid: Grid, device: torch.device, folder: Path, *, in_place: bool = False, resume: bool = False,
+        backend: str | None = None,
+    ) -> None:  # fmt: skip
         self.grid, self.device, self.folder, self.in_place = grid, device, folder, in_place
-        self.made_with = provenance(device)
+        self.backend = backend or default_backend(device.type)
+        self.made_with = {**provenance(device), "backend": self.backend}
         self.peers, self.missing = find_peers(device.type)
         self.failures: dict[str, str] = {}
         columns = columns_for([peer.name for peer in self.peers], in_place)
         self.table = PartialTable(folder / f"{NAME}.csv", columns, resume=resume)
-        for row in self.table.rows:
-            for name in PROVENANCE_COLUMNS:
-                now = self.made_with.get(name) or ""
-                if row[name] != now:
-                    raise ValueError(
-                        f"cannot continue {self.table.partial}: it was measured with {name} {row[name]!r}, now it is "
-                        f"{now!r}; delete it to start again"
-                    )
+        check_same_machine(self.table, self.made_with)
         self.done = frozenset(point_of(row) for row in self.table.rows)
         self.remaining = sum(point not in self.done for point in grid.points())
 
     def measure(self, progress: Callable[[Measurement], None] = lambda measurement: None) -> None:
         """Measure what is not measured yet; every line is on disk before the next is measured."""
         measurements = measure_grid(
-            self.grid, self.device, self.peers, in_place=self.in_place, done=self.done, report_failure=self._failed
-        )
+            self.grid, self.device, self.peers, in_place=self.in_place, backend=self.backend, done=self.done,
+            report_failure=self._failed,
+        )  # fmt: skip
         for measurement in measurements:
             self.table.append(row_of(measurement, self.made_with))
             progress(measurement)

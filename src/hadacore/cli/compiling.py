@@ -16,18 +16,37 @@ from hadacore.backends.cuda.cache import open_cache, refusal
 from hadacore.backends.cuda.compiler import Resources, cache_key, cached_compile, parse_report, resources_of
 from hadacore.backends.cuda.requirements import compiler_version
 from hadacore.elements import BY_NAME, CUDA_ELEMENTS
+from hadacore.formats import Format, Granularity, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
-from hadacore.kernels.base_configurations import base_candidates
-from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.configurations import (
+    MAXIMUM_LOG2_ROW,
+    NO_SIGNS,
+    SIGNS_AFTER,
+    SIGNS_BEFORE,
+    KernelConfiguration,
+    candidates,
+)
+from hadacore.kernels.fusion import Fusion, fused_prologue
 from hadacore.kernels.passes import kernels_of
+from hadacore.kernels.quantizing import find_fusion
 from hadacore.kernels.source import Configuration, constants, kernel_source
-from hadacore.matrices import MAXIMUM_SIZE, Factorization, check_size, factor
+from hadacore.matrices import MAXIMUM_SIZE, check_size, factor
+from hadacore.prologues import description_of
+from hadacore.quantization.arguments import check_format, check_granularity
 
 # Sizes of models that between them use every line of the table for m * 2^k, and every way a size can be odd.
 _ORDERS = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
 ALL_SIZES = (*(1 << k for k in range(MAXIMUM_SIZE.bit_length())), *_ORDERS)
 DTYPES = tuple(element.name for element in CUDA_ELEMENTS)
+
+#: Prologues with kernels that no table of theirs decides, as rotary embeddings' does.
+PROLOGUES = (
+    *(f"{activation}_mul:{layout}" for activation in ("silu", "gelu_tanh", "gelu_erf")
+      for layout in ("separate", "gate_up", "up_gate")),
+    "rms_norm", "rms_norm:residual",
+)  # fmt: skip
 
 # A worker imports torch before it compiles anything; fewer kernels than this are quicker without another one.
 _KERNELS_PER_WORKER = 32
@@ -66,6 +85,55 @@ class Compiled:
         return self.resources is not None and not self.resources.stays_in_registers
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A quantizing kernel's share of a request: ``FORMAT`` or ``FORMAT:GRANULARITY``, and a prologue's name or None."""
+
+    format: Format
+    granularity: Granularity
+    prologue: str | None = None
+
+    def __str__(self) -> str:
+        before = f"{self.prologue} + " if self.prologue else ""
+        return f"{before}{self.format.name} {self.granularity}"
+
+    def fusion(self, element_code: int, size: int, architecture: str) -> Fusion | str:
+        """What a kernel of this size does besides the transform, or why there is none. Rows are one transform each."""
+        try:
+            _, block = check_granularity(self.granularity, self.format, size)
+        except ValueError as error:
+            return str(error)
+        quantizer = Quantizer(self.format, block, swizzled=self.format.can_swizzle)
+        before = None if self.prologue is None else fused_prologue(description_of(self.prologue, 0.0), size)
+        return find_fusion(element_code, size, size, quantizer, block == 0, False, ARCHITECTURES[architecture], before)
+
+
+def quantized(formats: Iterable[str], prologues: Iterable[str] = ()) -> tuple[Quantized, ...]:
+    """Requests for quantizing kernels.
+
+    Args:
+        formats: Such as ``"fp8_e4m3"``, with its default granularity, or ``"fp8_e4m3:128"``.
+        prologues: Such as ``"silu_mul:gate_up"``; none is without any.
+
+    Raises:
+        ValueError: There is no such format, granularity or prologue.
+    """
+    requests = []
+    before = tuple(prologues) or (None,)
+    for name in before:
+        if name is not None and name not in PROLOGUES:
+            raise ValueError(f"prologue must be one of {', '.join(PROLOGUES)}, got {name!r}")
+    for entry in formats:
+        name, _, granularity = entry.partition(":")
+        found = check_format(name)
+        by_text = {str(allowed): allowed for allowed in found.granularities}
+        if granularity and granularity not in by_text:
+            raise ValueError(f"granularity of {name} must be one of {', '.join(by_text)}, got {granularity!r}")
+        chosen = by_text[granularity] if granularity else found.default
+        requests += [Quantized(found, chosen, prologue) for prologue in before]
+    return tuple(requests)
+
+
 def kernels_for(
     sizes: Iterable[int] = ALL_SIZES,
     dtypes: Iterable[str] = DTYPES,
@@ -73,6 +141,7 @@ def kernels_for(
     *,
     signs: bool = False,
     strided: bool = False,
+    quantize: Iterable[Quantized] = (),
 ) -> tuple[Kernel, ...]:
     """Every configuration that could be chosen for these sizes, types and architectures.
 
@@ -83,13 +152,44 @@ def kernels_for(
         signs: Also with random signs before, and after, the transform.
         strided: Also for rows with gaps, each of the above. Rows shorter than a 16-byte vector, and transforms in several
             passes, have no such kernel.
+        quantize: Kernels that quantize instead of those of the transform alone. What has none is left out;
+            :func:`without_kernel` says why.
 
     Raises:
         TypeError, ValueError: There is no such size, type or architecture.
     """
     sign_variants = (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER) if signs else (NO_SIGNS,)
-    sizes, dtypes = tuple(sizes), tuple(dtypes)
+    requests = tuple(quantize)
     kernels: list[Kernel] = []
+    for architecture, dtype, code, size in _targets(sizes, dtypes, architectures):
+        fusions: list[Fusion | None] = [None]
+        if requests:
+            found = (request.fusion(code, size, architecture) for request in requests)
+            fusions = [fusion for fusion in found if not isinstance(fusion, str)]
+        for fusion in fusions:
+            kernels += _kernels(code, size, dtype, architecture, sign_variants, strided, fusion)
+    return tuple(dict.fromkeys(kernels))
+
+
+def without_kernel(
+    sizes: Iterable[int], dtypes: Iterable[str], architectures: Iterable[str], quantize: Iterable[Quantized]
+) -> dict[str, str]:
+    """What of a request no kernel does in one launch, and why: the operator is composed there, or refuses the size."""
+    requests = tuple(quantize)
+    reasons = {}
+    for architecture, _, code, size in _targets(sizes, dtypes, architectures):
+        for request in requests:
+            fusion = request.fusion(code, size, architecture)
+            if isinstance(fusion, str):
+                reasons[f"{size} to {request}"] = fusion
+    return reasons
+
+
+def _targets(
+    sizes: Iterable[int], dtypes: Iterable[str], architectures: Iterable[str]
+) -> Iterator[tuple[str, str, int, int]]:
+    """``(architecture, dtype, element code, size)``, each checked."""
+    sizes, dtypes = tuple(sizes), tuple(dtypes)
     for architecture in architectures:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -98,34 +198,39 @@ def kernels_for(
             if code is None:
                 raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
             for size in sizes:
-                found_matrix = factor(check_size(size))
-                if found_matrix.base_order > 1:
-                    kernels += _base_kernels(code, found_matrix, dtype, architecture, sign_variants, strided)
-                    continue
-                log2_size = size.bit_length() - 1
-                if log2_size > MAXIMUM_LOG2_ROW:
-                    for with_signs in sign_variants:
-                        found = kernels_of(code, log2_size, ARCHITECTURES[architecture], with_signs)
-                        kernels += [Kernel(dtype, architecture, c) for c in found]
-                    continue
-                stride_variants = (False, True) if strided and size >= BY_NAME[dtype].vector_elements else (False,)
-                for candidate in candidates(code, log2_size, ARCHITECTURES[architecture]):
-                    for with_signs, with_strides in itertools.product(sign_variants, stride_variants):
-                        c = candidate.configuration.with_options(with_signs, with_strides)
-                        kernels.append(Kernel(dtype, architecture, c))
-    return tuple(dict.fromkeys(kernels))
+                yield architecture, dtype, code, check_size(size)
 
 
-def _base_kernels(
-    code: int, matrix: Factorization, dtype: str, architecture: str, sign_variants: tuple[int, ...], strided: bool
+def _configurations(
+    code: int, size: int, architecture: str, transposed: bool, fusion: Fusion | None
+) -> tuple[KernelConfiguration | BaseConfiguration, ...]:
+    """Those of one launch, without signs."""
+    matrix, target = factor(size), ARCHITECTURES[architecture]
+    if matrix.base_order > 1:
+        return base_candidates(code, matrix.base_order, matrix.log2, target, transposed=transposed, fusion=fusion)
+    return tuple(candidate.configuration for candidate in candidates(code, matrix.log2, target, fusion))
+
+
+def _kernels(
+    code: int,
+    size: int,
+    dtype: str,
+    architecture: str,
+    sign_variants: tuple[int, ...],
+    strided: bool,
+    fusion: Fusion | None,
 ) -> Iterator[Kernel]:
-    """Kernels of a size m * 2^k. An inverse has another matrix where it is not symmetric."""
-    stride_variants = (False, True) if strided and matrix.n % BY_NAME[dtype].vector_elements == 0 else (False,)
-    transposes = (False,) if matrix.symmetric else (False, True)
-    for transposed in transposes:
-        found = base_candidates(
-            code, matrix.base_order, matrix.log2, ARCHITECTURES[architecture], transposed=transposed
-        )
+    matrix = factor(size)
+    if matrix.base_order == 1 and matrix.log2 > MAXIMUM_LOG2_ROW:
+        for with_signs in sign_variants:
+            for in_passes in kernels_of(code, matrix.log2, ARCHITECTURES[architecture], with_signs):
+                yield Kernel(dtype, architecture, in_passes)
+        return
+    vector = BY_NAME[dtype].vector_elements
+    stride_variants = (False, True) if strided and size >= vector and size % vector == 0 else (False,)
+    # An inverse has another matrix where it is not symmetric.
+    for transposed in (False,) if matrix.symmetric else (False, True):
+        found = _configurations(code, size, architecture, transposed, fusion)
         for c, with_signs, with_strides in itertools.product(found, sign_variants, stride_variants):
             # Signs come after the transform exactly where it is the inverse.
             if matrix.symmetric or with_signs == NO_SIGNS or transposed == (with_signs == SIGNS_AFTER):

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from hadacore.attention import engines
-from hadacore.backends import Support, cpu, cuda
+from hadacore.backends import Support
 from hadacore.backends.cuda.cache import cache_folder, refusal
+from hadacore.backends.selection import supports
 from hadacore.benchmarking import provenance
 from hadacore.benchmarking.peers import find_peers
 
@@ -54,11 +55,6 @@ def gpu_lines() -> list[str]:
     return lines
 
 
-def backends() -> dict[str, Support]:
-    """Whether each backend can run, and why not."""
-    return {"cuda": cuda.support(), "cpu": cpu.support()}
-
-
 def _reasons(found: dict[str, Support]) -> list[tuple[str, str]]:
     return [(name, ("available: " if s else "unavailable: ") + s.reason) for name, s in found.items()]
 
@@ -71,7 +67,7 @@ def sections() -> list[tuple[str, list[tuple[str, str]]]]:
     return [
         ("versions", [(name, value or "not found") for name, value in provenance.versions().items()]),
         ("devices", devices),
-        ("backends", _reasons(backends())),
+        ("backends", _reasons(supports())),
         ("attention engines", _reasons(engines())),
         ("kernel cache", [("folder", str(cache_state()))]),
         ("peers for bench", [(p.name, "installed") for p in found] + list(missing.items())),

@@ -47,21 +47,33 @@ def element_dtype(name: str, allowed: Sequence[str], option: str = "--dtype") ->
     return BY_NAME[name].dtype
 
 
-def chosen_device(name: str | None) -> torch.device:
+def chosen_device(name: str | None, backend: str | None = None) -> torch.device:
     """The device to run on: the GPU where there is one, unless told otherwise.
 
+    Args:
+        name: ``"cpu"``, ``"cuda"`` or None.
+        backend: The backend that is to run there; None is the device's default.
+
     Raises:
-        BackendUnavailableError: A GPU is there or asked for, but the CUDA backend cannot run.
+        BackendUnavailableError: A GPU is there or asked for, but the backend cannot run.
     """
-    from hadacore.backends import cuda
+    from hadacore.backends import triton
+    from hadacore.backends.selection import BACKENDS, default_backend, supports
 
     if name not in (None, "cpu", "cuda"):
         raise typer.BadParameter(f"expected cpu or cuda, got {name!r}", param_hint="--device")
-    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+    if backend is not None and backend not in BACKENDS:
+        raise typer.BadParameter(f"expected one of {', '.join(BACKENDS)}, got {backend!r}", param_hint="--backend")
+    if (backend == "cpu" and name == "cuda") or (backend == "cuda" and name == "cpu"):
+        raise typer.BadParameter(f"does not go with --device {name}", param_hint="--backend")
+    if backend == "cpu" or (backend is None and (name == "cpu" or (name is None and not torch.cuda.is_available()))):
         return torch.device("cpu")
-    support = cuda.support()
+    chosen = backend or (default_backend("cuda") if torch.cuda.is_available() else "cuda")
+    support = supports()[chosen]
     if not support:
         raise BackendUnavailableError(f"cannot run on the GPU: {support.reason}. Use --device cpu to run on the CPU.")
+    if not torch.cuda.is_available() and triton.is_interpreted():
+        return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -65,15 +65,22 @@ __device__ __forceinline__ u32 pack_bytes(u32 a, u32 b, u32 c, u32 d) {
   return prmt_b32(prmt_b32(a, b, 0x0040), prmt_b32(c, d, 0x0040), 0x5410);
 }
 
-// `uniform` in [0, 1): up where the distance to the code below, in steps, is larger. Otherwise to nearest even.
-__device__ __forceinline__ u32 e2m1_code(float v, [[maybe_unused]] float uniform) {
-  const u32 sign = mov_b32_f32(v) >> 31 << 3;
-  const float magnitude = min_f32(mov_f32_b32(mov_b32_f32(v) & 0x7fffffffu), 6.f);
-  if (!STOCHASTIC) return sign | round_to_code<1, 1>(magnitude);
+// E2M1 to nearest even. Steps are 0.5 below 2, 1 below 4, 2 above: adding a number whose last place is the step rounds, and
+// leaves the multiple in the low bits; 2 or 4 more in that number's low bits make it the code (2^22, 2^23 + 2, 2^24 + 8).
+__device__ __forceinline__ u32 e2m1_nearest(float v) {
+  const float magnitude = min_f32(abs_f32(v), 6.f);
+  const u32 exponent = max_u32(mov_b32_f32(magnitude) >> 23, 127) - 127;
+  const u32 rounded = mov_b32_f32(add_rn_f32(magnitude, mov_f32_b32((149u << 23) + exponent * ((1u << 23) + 2))));
+  return (rounded & 7) | (mov_b32_f32(v) >> 28 & 8);
+}
+
+// Stochastically: up where the distance to the code below, in steps, is larger than `uniform` in [0, 1).
+__device__ __forceinline__ u32 e2m1_stochastic(float v, float uniform) {
+  const float magnitude = min_f32(abs_f32(v), 6.f);
   const u32 above = (magnitude >= 2.f) + (magnitude >= 4.f);  // the steps are 0.5, 1, 2
   const float steps = magnitude * mov_f32_b32((128 - above) << 23);
   const u32 below = (u32)steps;
-  return sign | (below + (steps - (float)below > uniform) + 2 * above);
+  return (below + (steps - (float)below > uniform) + 2 * above) | (mov_b32_f32(v) >> 28 & 8);
 }
 
 // Philox4x32-10 of (counter, 0, 0) with the seed as the key (Salmon et al., SC 2011).
@@ -121,14 +128,17 @@ __device__ __forceinline__ void encode(u32 (&word)[kCodeWords<COUNT>], const flo
     // A group of two may begin in the middle of Philox's four words.
     if (STOCHASTIC && COUNT == 2 && i == 0 && (index & 2)) random = make_uint4(random.z, random.w, 0, 0);
     const u32 bits = i % 4 == 0 ? random.x : i % 4 == 1 ? random.y : i % 4 == 2 ? random.z : random.w;
-    code[i] = e2m1_code(v[i], (float)(bits >> 8) * 0x1p-24f);
+    code[i] = STOCHASTIC ? e2m1_stochastic(v[i], (float)(bits >> 8) * 0x1p-24f) : e2m1_nearest(v[i]);
   }
   if (kCodeBits == 8 && COUNT % 4 == 0) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) word[i / 4] = pack_bytes(code[i], code[(i + 1) % COUNT], code[(i + 2) % COUNT], code[(i + 3) % COUNT]);
   } else {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) word[i / kWordCodes] |= (code[i] & ((1u << kCodeBits) - 1)) << (kCodeBits * (i % kWordCodes));
+    for (int i = 0; i < COUNT; ++i) {
+      const u32 bits = ENCODING == E2M1 ? code[i] : code[i] & ((1u << kCodeBits) - 1);
+      word[i / kWordCodes] += bits << (kCodeBits * (i % kWordCodes));
+    }
   }
   if (SCALE_TYPE == 0) return;  // a given scale: the value is a number, as far as integers go
 #pragma unroll

@@ -10,11 +10,11 @@ rounds and adds more.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, field, replace
 
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
-from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
+from hadacore.kernels.configurations import AFTER_LOADS, ALONE, MANY_ELEMENTS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
@@ -55,6 +55,7 @@ class BaseConfiguration:
         signs: As in ``KernelConfiguration``.
         strided: Rows lie at two-level strides rather than one after the other.
         fusion: As in ``KernelConfiguration``.
+        up_to: Elements a multiprocessor up to which it is the one to use, of the configurations that hold whole rows.
     """
 
     element_code: int
@@ -74,6 +75,7 @@ class BaseConfiguration:
     signs: int = NO_SIGNS
     strided: bool = False
     fusion: Fusion | None = None
+    up_to: float = field(default=math.inf, compare=False, repr=False)
 
     kernel: str = field(default="base_rows", init=False, repr=False, compare=False)
     cluster: int = field(default=1, init=False, repr=False, compare=False)  # of the blocks that share a row's scale
@@ -258,6 +260,8 @@ class _Row:
     minimum_blocks: int
     wgmma: bool = False
     splits: int = 1
+    up_to: float = math.inf  # elements a multiprocessor; the next line, which must use the same products, is for more
+    from_tiles: int = 1
 
 
 # Many rows, measured on one H100 (2^25 and 2^23 elements, float16, cold; docs/performance.md). One warp a row, or a few, straight
@@ -266,13 +270,41 @@ class _Row:
 # of 4 warps, 1.16 by one of 12); then by as many warps as it takes.
 _SIXTEEN_BIT_HOPPER = (
     _Row(1, 1, 1, 1, 8, 0, 2), _Row(1, 2, 1, 2, 2, 0, 3), _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
-    _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True), _Row(1, 16, 2, 8, 1, 2, 1, True),
-    _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3), _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
+    _Row(1, 5, 2, 4, 1, 2, 4, True, up_to=MANY_ELEMENTS), _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
+    _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
     _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 3, True), _Row(2, 6, 2, 4, 1, 2, 2, True),
-    _Row(2, 7, 2, 4, 1, 2, 2), _Row(2, 8, 1, 8, 1, 2, 1, True), _Row(2, 12, 1, 12, 1, 2, 1, True),
-    _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
+    _Row(2, 7, 2, 4, 1, 2, 2, up_to=MANY_ELEMENTS), _Row(2, 7, 1, 8, 1, 2, 2), _Row(2, 8, 1, 8, 1, 2, 1, True),
+    _Row(2, 12, 1, 12, 1, 2, 1, True), _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
     _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
 )  # fmt: skip
+
+# With a quantizer, measured with FP8 codes and a scale per row; all else is as above.
+_QUANTIZING_HOPPER = (
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4), _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
+    _Row(2, 8, 1, 8, 1, 2, 2, True, from_tiles=7),
+)  # fmt: skip
+# With a gated activation, whose result is two panels. One stage where more blocks then fit: 14336 took 130 us with two stages of
+# one block, 82 with one of two (2^25 elements).
+_PROLOGUE_HOPPER = (
+    _Row(1, 4, 2, 2, 1, 1, 4, from_tiles=3), _Row(1, 8, 2, 4, 1, 2, 3, True, from_tiles=5),
+    _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5),
+)  # fmt: skip
+
+
+def _rows_of_table(c: BaseConfiguration, fusion: Fusion | None) -> tuple[_Row, ...]:
+    """The lines for a configuration's groups and tiles: those for up to some elements, then one for any number."""
+    tables: list[tuple[_Row, ...]] = [_SIXTEEN_BIT_HOPPER]
+    if fusion is not None:
+        tables.insert(0, _QUANTIZING_HOPPER if fusion.prologue is None else _PROLOGUE_HOPPER)
+    for table in tables:
+        found = []
+        for row in table:
+            if row.groups == c.groups and row.from_tiles <= c.order_tiles <= row.order_tiles:
+                found.append(row)
+                if math.isinf(row.up_to):
+                    return tuple(found)
+    return ()
 
 
 def _generic_row(c: BaseConfiguration) -> _Row:
@@ -291,19 +323,23 @@ def _generic_row(c: BaseConfiguration) -> _Row:
 def _with_row(c: BaseConfiguration, row: _Row) -> BaseConfiguration:
     return replace(
         c, tiles=row.tiles, order_warps=row.order_warps, units=row.units, stages=row.stages, splits=row.splits,
-        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma,
+        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma, up_to=row.up_to,
     )  # fmt: skip
 
 
 def _fewer_rows(c: BaseConfiguration) -> tuple[BaseConfiguration, ...]:
     """The same products by more, smaller blocks: fewest rows first."""
     if c.order_tiles * c.groups <= 2 or (c.stages == 0 and c.units > 1):
-        return (replace(c, units=1),) if c.units > 1 else ()
+        return (replace(c, units=1, up_to=math.inf),) if c.units > 1 else ()
     spread = []
     for warps in (4, 8):
         splits = -(-c.order_tiles // warps)
         if splits > c.splits:
-            spread.append(replace(c, tiles=1, order_warps=warps, units=1, stages=1, splits=splits, minimum_blocks=1))
+            spread.append(
+                replace(
+                    c, tiles=1, order_warps=warps, units=1, stages=1, splits=splits, minimum_blocks=1, up_to=math.inf
+                )
+            )
     return tuple(spread)
 
 
@@ -339,17 +375,14 @@ def base_candidates(
         element_code, order << merged, merged, log2_columns - merged, tiles, base=base, transposed=transposed,
         programmatic=AFTER_LOADS if architecture.has_programmatic_launch else ALONE,
     )  # fmt: skip
-    listed: Iterable[_Row] = ()
+    rows: tuple[_Row, ...] = ()
     if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
-        listed = (
-            row for row in _SIXTEEN_BIT_HOPPER if row.groups == plain.groups and row.order_tiles >= plain.order_tiles
-        )
-    row = next(iter(listed), _generic_row(plain))
-    if row.wgmma and plain.log2_size < 4:
-        row = _generic_row(plain)
-    many = _with_row(plain, row)
+        rows = _rows_of_table(plain, fusion)
+    if not rows or (rows[-1].wgmma and plain.log2_size < 4):
+        rows = (_generic_row(plain),)
+    many = [_with_row(plain, row) for row in rows]
     found = []
-    for c in (*_fewer_rows(many), many):
+    for c in (*_fewer_rows(many[0]), *many):
         # Where shared memory does not hold two panels, one; where not even one, vectors come from global memory.
         while c.stages > 0 and not c.runs_on(architecture):
             c = replace(c, stages=c.stages - 1, wgmma=c.wgmma and c.stages > 1)
@@ -360,6 +393,13 @@ def base_candidates(
         with_fusion = (_with_quantizer(c, fusion, architecture) for c in found)
         found = list(dict.fromkeys(c for c in with_fusion if c is not None))
     return tuple(found)
+
+
+def _is_for(c: BaseConfiguration, rows: int, elements: float, multiprocessors: int) -> bool:
+    """Whether a configuration that is not the last is the one for so many rows, of ``elements`` a multiprocessor."""
+    if not math.isinf(c.up_to):
+        return elements <= c.up_to
+    return c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors
 
 
 @functools.lru_cache(maxsize=4096)
@@ -381,7 +421,6 @@ def choose_base(
     )
     if not found:
         raise LookupError(f"no configuration of {order} * 2^{log2_columns} with this quantizer for {architecture.name}")
-    chosen = next(
-        (c for c in found[:-1] if c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors), found[-1]
-    )
+    elements = rows * (order << log2_columns) / multiprocessors
+    chosen = next((c for c in found[:-1] if _is_for(c, rows, elements, multiprocessors)), found[-1])
     return chosen.with_options(signs, strided)

@@ -29,7 +29,8 @@ def check_size(size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"a transform size must be an integer, got {size!r} of type {type(size).__name__}")
     if size & (size - 1) and size > 0:
-        return factor(size).n
+        # torch.compile cannot follow how a matrix is found; the operator looks again when it runs.
+        return size if torch.compiler.is_compiling() else factor(size).n
     if size < 1:
         raise ValueError(f"a transform size must be 1 or more, got {size}")
     if size > MAXIMUM_SIZE:

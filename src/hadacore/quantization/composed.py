@@ -20,6 +20,7 @@ class Rotation:
     block_size: int
     scale: float
     inverse: bool
+    backend: str | None = None
 
 
 def rotate(
@@ -33,8 +34,9 @@ def rotate(
     """The rotated fp32 values, ``(..., n)``, that the quantizer sees."""
     values = x.float() if prologue is None else prologue_reference.apply(prologue, x, operands, residual)
     return hadamard_transform(
-        values, rotation.scale, block_size=rotation.block_size, signs=signs, inverse=rotation.inverse
-    )
+        values, rotation.scale, block_size=rotation.block_size, signs=signs, inverse=rotation.inverse,
+        backend=rotation.backend,
+    )  # fmt: skip
 
 
 def composed(

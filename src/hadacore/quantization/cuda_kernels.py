@@ -14,7 +14,7 @@ from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.fusion import FusedPrologue, Fusion, fused_prologue, scale_factor
 from hadacore.kernels.quantizing import find_fusion
-from hadacore.prologues import SEPARATE, Description, GatedActivation, RMSNorm, RotaryEmbedding
+from hadacore.prologues import Description, RMSNorm, RotaryEmbedding, elements_after
 from hadacore.quantization import layouts, prologue_reference
 from hadacore.quantization.composed import Rotation, composed
 
@@ -32,7 +32,7 @@ def quantize(
 ) -> tuple[Tensor, Tensor]:
     """One kernel; two, if the prologue must be PyTorch's; or composed where :func:`find_fusion` says that there is none."""
     architecture = architecture_of(torch.cuda.get_device_capability(x.device))
-    n = rotated_elements(x.shape[-1], prologue)
+    n = elements_after(prologue, x.shape[-1])
     fusion: Fusion | str = ""
     if prologue is not None:
         fused = prologue_of_tensors(prologue, n, x, operands, residual)
@@ -59,11 +59,6 @@ def quantize(
         signs = signs.to(x.dtype)
     tensors = None if prologue is None else operands_of(prologue, x, operands, residual)
     return _launch(x, n, rotation, signs, quantizer, scale, seed, fusion, tensors)
-
-
-def rotated_elements(n: int, prologue: Description | None) -> int:
-    """Elements of a rotated row of an input whose last dimension is ``n``."""
-    return n // 2 if isinstance(prologue, GatedActivation) and prologue.layout != SEPARATE else n
 
 
 def prologue_of_tensors(

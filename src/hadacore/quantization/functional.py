@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hadacore import checks
+from hadacore.backends.selection import check_backend
 from hadacore.formats import E4M3, PER_TENSOR, Granularity, round_to_float32
 from hadacore.prologues import Prologue, check_prologue
 from hadacore.quantization import arguments, operators  # noqa: F401  (registers the operator)
@@ -26,6 +27,7 @@ def hadamard_quantize(
     transform_scale: float | None = None,
     signs: Tensor | None = None,
     inverse: bool = False,
+    backend: str | None = None,
 ) -> QuantizedTensor:
     r"""Rotate the last dimension and quantize the result.
 
@@ -54,6 +56,8 @@ def hadamard_quantize(
         transform_scale: Factor of the rotated values; None is orthonormal.
         signs: ``(n,)`` of +1 and -1.
         inverse: Apply the transpose, and the signs after it.
+        backend: As in :func:`hadacore.hadamard_transform`. ``"triton"`` rotates and quantizes in one kernel, or says why it does
+            not: ``docs/backends.md`` has the formats.
 
     Returns:
         A :class:`QuantizedTensor`, which unpacks into ``codes, scales``.
@@ -63,8 +67,8 @@ def hadamard_quantize(
         ValueError: Wrong shape, size, device or value; a row that is no multiple of the block; a gradient is asked for.
 
     Numerics: the rules for scales and codes are stated operation by operation in ``docs/quantization.md``. A row of zeros
-    has a finite scale. NaN or infinity makes the scale of its row or block NaN, and touches no other. On GPUs this
-    release runs the transform's kernel on fp32 and the quantizer as PyTorch operations, not fused.
+    has a finite scale. NaN or infinity makes the scale of its row or block NaN, and touches no other.
+    :func:`hadacore.plan_quantize` says whether one kernel does it.
 
     Source: OCP MX 1.0, OFP8 1.0, NVIDIA's NVFP4, see :mod:`hadacore.formats`; rotation before rounding is QuaRot's
     (arXiv 2404.00456).
@@ -74,6 +78,8 @@ def hadamard_quantize(
     ([[127, 127, 127, 127]], torch.Size([1, 1]), [[2.0, 2.0, 2.0, 2.0]])
     """
     found = arguments.check_format(format)
+    if backend is not None and isinstance(x, Tensor):
+        check_backend(backend, x.device)
     n = check_prologue(prologue, x, arguments.check_quantized_input(x))
     chosen, block = arguments.check_granularity(granularity, found, n)
     size = checks.check_block_size(n, block_size)
@@ -98,6 +104,7 @@ def hadamard_quantize(
         [] if prologue is None else list(prologue.operands),
         float(getattr(prologue.description, "epsilon", 0.0)) if prologue is not None else 0.0,
         None if prologue is None else prologue.residual,
+        backend,
     )
     leading = x.shape[:-1]
     if block and not is_swizzled:

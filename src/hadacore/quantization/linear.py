@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from hadacore import checks
-from hadacore.formats import PER_ROW, Granularity
+from hadacore.formats import BY_NAME, PER_TENSOR, Format, Granularity
 from hadacore.functional import hadamard_transform
 from hadacore.matrices import describe
 from hadacore.prologues import Prologue
-from hadacore.quantization import arguments
+from hadacore.quantization import arguments, layouts
 from hadacore.quantization.functional import hadamard_quantize, static_scale
+from hadacore.quantization.products import GEMMS
 from hadacore.quantization.result import QuantizedTensor
 
-DEQUANTIZE = "dequantize"
-INT_MM = "int_mm"
-SCALED_MM = "scaled_mm"
 _FILE_VERSION = 1
 _METADATA_KEY = "hadacore.RotatedLinear"
-
-
-def _dequantized_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
-    return x.dequantize() @ weight.dequantize().t()
-
-
-def _int8_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
-    products = torch._int_mm(x.codes, weight.codes.t())
-    return products.float() * x.scales * weight.scales.t()
-
-
-def _scaled_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
-    # With a scale per row GPUs give bfloat16 only.
-    return torch._scaled_mm(
-        x.codes, weight.codes.t(), scale_a=x.scales, scale_b=weight.scales.t().contiguous(), out_dtype=torch.bfloat16
-    )
-
-
-# Which formats and granularity a GEMM takes; None is all.
-_GEMMS: dict[str, tuple[Callable[[QuantizedTensor, QuantizedTensor], Tensor], tuple[str, ...] | None]] = {
-    DEQUANTIZE: (_dequantized_product, None),
-    INT_MM: (_int8_product, ("int8",)),
-    SCALED_MM: (_scaled_product, ("fp8_e4m3",)),
-}
 
 
 class RotatedLinear(nn.Module):
@@ -60,17 +33,21 @@ class RotatedLinear(nn.Module):
         weight: The rotated, quantized weight, ``(out_features, in_features)``.
         gemm: ``"dequantize"``: both factors dequantized to fp32 and multiplied, any format, any device, no faster than an fp32
             layer. ``"int_mm"``: :func:`torch._int_mm`, exact in int32, for INT8; on GPUs it wants more than 16 rows and
-            multiples of 8. ``"scaled_mm"``: :func:`torch._scaled_mm` of FP8 E4M3 with a scale per row, bfloat16 results, where
-            the device has it (GPUs from sm_89; multiples of 16).
+            multiples of 8. ``"scaled_mm"``: :func:`torch.nn.functional.scaled_mm` of FP8 E4M3 (scale per tensor, row or 128
+            elements), MXFP8 or NVFP4, bfloat16 results, where the device has it; features in multiples of 16. FP8 per tensor
+            and row is for GPUs from sm_89 and for torch before 2.10, too, 128 for Hopper, MXFP8 and NVFP4 for GPUs from
+            sm_100.
         block_size: Of the rotation, as in :func:`hadacore.hadamard_transform`.
         signs: ``(in_features,)`` of +1 and -1, or None.
         bias: ``(out_features,)``, or None.
         clip_ratio: Of the activation, as in :func:`hadacore.hadamard_quantize`.
+        activation_scale: The activation's scale for granularity ``"tensor"``, or its NVFP4 global scale (None is 1): a number or
+            a float32 tensor of one element. :func:`hadacore.static_scale` makes one of a largest magnitude.
 
     Raises:
-        ValueError: A GEMM that does not take the format; wrong shapes.
+        ValueError: A GEMM that does not take the format; wrong shapes; a scale that is missing or not looked at.
 
-    The activation's NVFP4 global scale is 1, the weight's is made from its largest magnitude.
+    A device that has no such product says so at the first call, as a :class:`hadacore.BackendUnavailableError`.
 
     Numerics: the result differs from the fp32 layer's by the quantization errors of both factors; nothing else but fp32
     (``"scaled_mm"``: bfloat16) rounding. The result has x's dtype.
@@ -87,6 +64,7 @@ class RotatedLinear(nn.Module):
     weight_codes: Tensor
     weight_scales: Tensor
     weight_global_scale: Tensor | None
+    activation_scale: Tensor | None
     signs: Tensor | None
     bias: Tensor | None
 
@@ -99,16 +77,16 @@ class RotatedLinear(nn.Module):
         signs: Tensor | None = None,
         bias: Tensor | None = None,
         clip_ratio: float = 1.0,
+        activation_scale: float | Tensor | None = None,
     ) -> None:
         super().__init__()
-        if gemm not in _GEMMS:
-            raise ValueError(f"gemm must be one of {', '.join(_GEMMS)}, got {gemm!r}")
-        formats = _GEMMS[gemm][1]
-        if formats is not None and (weight.format not in formats or weight.granularity != PER_ROW):
-            raise ValueError(
-                f"gemm={gemm!r} takes {' or '.join(formats)} with a scale per row, got {weight.format} with granularity "
-                f"{weight.granularity!r}; use gemm='dequantize'"
-            )
+        if gemm not in GEMMS:
+            raise ValueError(f"gemm must be one of {', '.join(GEMMS)}, got {gemm!r}")
+        reason = GEMMS[gemm].why_not(weight)
+        if reason is not None:
+            raise ValueError(f"gemm={gemm!r} {reason}; use gemm='dequantize'")
+        found = BY_NAME[weight.format]
+        given = _check_activation_scale(activation_scale, found, weight)
         self.out_features, self.in_features = weight.shape
         self.format, self.granularity, self.swizzled = weight.format, weight.granularity, weight.swizzled
         self.gemm, self.block_size = gemm, checks.check_block_size(self.in_features, block_size)
@@ -118,8 +96,9 @@ class RotatedLinear(nn.Module):
         if signs is not None and signs.shape != (self.in_features,):
             raise ValueError(f"signs must have shape {(self.in_features,)}, got {tuple(signs.shape)}")
         self.register_buffer("weight_codes", weight.codes)
-        self.register_buffer("weight_scales", weight.scales)
+        self.register_buffer("weight_scales", _as_stored(weight))
         self.register_buffer("weight_global_scale", weight.global_scale)
+        self.register_buffer("activation_scale", given)
         self.register_buffer("signs", signs)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
@@ -134,18 +113,20 @@ class RotatedLinear(nn.Module):
         block_size: int | None = None,
         signs: Tensor | None = None,
         clip_ratio: float = 1.0,
+        activation_scale: float | Tensor | None = None,
     ) -> RotatedLinear:
         """Rotate and quantize a layer's weight.
 
         Args:
             linear: The layer; it is left as it is.
-            format: As in :func:`hadacore.hadamard_quantize`, and so ``granularity``, ``block_size``, ``signs``. One scale
-                for a whole tensor is not among them, since it would need calibration.
+            format: As in :func:`hadacore.hadamard_quantize`, and so ``granularity``, ``block_size``, ``signs``.
             gemm: As in :class:`RotatedLinear`.
             granularity: For weight and activation.
             block_size: Of the rotation.
             signs: ``(in_features,)`` of +1 and -1.
             clip_ratio: Of the activation; the weight is not clipped.
+            activation_scale: As in :class:`RotatedLinear`, from calibration. The weight's scale for ``"tensor"``, and its
+                NVFP4 global scale, are made of its largest magnitude.
 
         Raises:
             TypeError: ``linear`` is no :class:`torch.nn.Linear`.
@@ -155,7 +136,8 @@ class RotatedLinear(nn.Module):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         found, values = arguments.check_format(format), linear.weight.detach()
         scale = None
-        if found.has_global_scale:  # weights are small, and E4M3 block scales below 2^-6 are subnormal
+        # Weights are small, and NVFP4's block scales below 2^-6 are subnormal.
+        if found.has_global_scale or granularity == PER_TENSOR:
             rotated = hadamard_transform(values.float(), block_size=block_size, signs=signs)
             scale = static_scale(rotated.abs().amax(), format)
         weight = hadamard_quantize(
@@ -168,6 +150,7 @@ class RotatedLinear(nn.Module):
             signs=None if signs is None else signs.to(torch.int8),
             bias=linear.bias,
             clip_ratio=clip_ratio,
+            activation_scale=activation_scale,
         )
 
     @property
@@ -190,6 +173,7 @@ class RotatedLinear(nn.Module):
             x,
             self.format,
             granularity=self.granularity,
+            scale=self.activation_scale,
             prologue=prologue,
             clip_ratio=self.clip_ratio,
             swizzled=self.swizzled,
@@ -201,7 +185,7 @@ class RotatedLinear(nn.Module):
         leading = quantized.shape[:-1]
         if len(leading) != 1:
             quantized = _flattened(quantized)
-        y = _GEMMS[self.gemm][0](quantized, self.weight)
+        y = GEMMS[self.gemm].product(quantized, self.weight)
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype).view(*leading, self.out_features)
@@ -289,13 +273,38 @@ class RotatedLinear(nn.Module):
             signs=tensors.get("signs"),
             bias=tensors.get("bias"),
             clip_ratio=options["clip_ratio"],
+            activation_scale=tensors.get("activation_scale"),
         )
+
+
+def _check_activation_scale(scale: float | Tensor | None, format: Format, weight: QuantizedTensor) -> Tensor | None:
+    if scale is None:
+        if weight.granularity == PER_TENSOR:
+            raise ValueError(
+                "one scale for the whole activation needs activation_scale=, from calibration; hadacore.static_scale makes one "
+                "of the largest magnitude of the rotated activations"
+            )
+        return None
+    if weight.granularity != PER_TENSOR and not format.has_global_scale:
+        raise ValueError(
+            f"activation_scale is for granularity {PER_TENSOR!r} and for nvfp4, got {format.name} with granularity "
+            f"{weight.granularity!r}, whose scales are computed at each call; leave it away"
+        )
+    return arguments.fp32_scalar(scale, "activation_scale", weight.codes.device)
+
+
+def _as_stored(weight: QuantizedTensor) -> Tensor:
+    """The scales as the GEMM wants them in memory; a file keeps them row by row."""
+    scales = weight.scales
+    if weight.block and not weight.swizzled and BY_NAME[weight.format].is_block_major(scales.shape[-1]):
+        return scales if scales.stride() == (1, scales.shape[0]) else layouts.block_major(scales)
+    return scales
 
 
 def _flattened(x: QuantizedTensor) -> QuantizedTensor:
     """All leading dimensions as one."""
     codes = x.codes.reshape(-1, x.codes.shape[-1])
-    scales = x.scales if x.swizzled else x.scales.reshape(-1, x.scales.shape[-1])
+    scales = x.scales if x.swizzled or x.block == 0 else x.scales.reshape(-1, x.scales.shape[-1])
     shape = torch.Size((codes.shape[0], x.shape[-1]))
     return QuantizedTensor(codes, scales, x.format, shape, x.granularity, x.swizzled, x.global_scale)
 

@@ -97,8 +97,8 @@ def quantize_query_key(
 
     Numerics: scales and codes follow ``docs/quantization.md``, a group of heads being the block. NaN or infinity in a
     (batch, kv head) makes its scale NaN. A cache that is filled by several calls needs one scale: give ``k_scale`` from the
-    second on, or use ``"token"`` with ``scale_cache``. On GPUs this release runs it as PyTorch operations around the
-    transform's kernel.
+    second on, or use ``"token"`` with ``scale_cache``. On a GPU, scales of heads take two passes that
+    rotate twice, the others one.
 
     Source: Shah et al., FlashAttention-3, arXiv 2407.08608 (rotation of queries and keys before FP8); layout of the paged
     cache: Kwon et al., PagedAttention, arXiv 2309.06180, as vLLM lays it out.

@@ -7,11 +7,17 @@ import functools
 import torch
 from torch import Tensor
 
-from hadacore.backends import Support
+from hadacore.backends import Capabilities, Support
 from hadacore.backends.cpu import native, quantized, torch_operations
-from hadacore.formats import Quantizer
-from hadacore.matrices import factor
+from hadacore.elements import ELEMENTS
+from hadacore.formats import FORMATS, Quantizer
+from hadacore.matrices import MAXIMUM_SIZE, factor
 from hadacore.matrices.orders import base_matrix
+
+CAPABILITIES = Capabilities(
+    "CPUs", "nothing; a C++ compiler when the package is installed makes it fast", tuple(e.name for e in ELEMENTS),
+    MAXIMUM_SIZE, None, None, tuple(f.name for f in FORMATS), "any granularity, by the native kernels",
+)  # fmt: skip
 
 
 def support(device: torch.device | None = None) -> Support:

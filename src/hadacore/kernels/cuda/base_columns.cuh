@@ -83,7 +83,9 @@ __device__ __forceinline__ void contract_by_wgmma(Results& result, Accumulators&
     const int a = i % 2 + 2 * (i / 2 % 2);  // rows g and g + 8 of 8 columns, then of the next 8
     split_pair(high[i / 4][a], low[i / 4][a], from[2 * (i % 2)], from[2 * (i % 2) + 1]);
   }
-  Accumulators sum;
+  // Zeros that no product adds to. Left undefined, sums of several calls become one set of registers to the compiler, and
+  // 28672 with a quantizer was wrong on a GPU.
+  Accumulators sum = {};
   wgmma_fence();
 #pragma unroll
   for (int s = 0; s < 4; ++s) wgmma_m64n64k16_f32_bf16(sum, low[s][0], low[s][1], low[s][2], low[s][3], matrix + 2048 / 16 * s, s);

@@ -1,0 +1,266 @@
+"""The table of Triton configurations: which kernel a size runs on, how it divides a row, and its launch.
+
+What a row's elements are added to in which order (kernel, parts, columns) follows from size and type alone, so a result
+does not depend on the number of rows. ``benchmarks/tune_triton.py`` times the candidates; the table holds the fastest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+LARGEST_SIZE = 1 << 15
+LARGEST_ORDER = 2048  # of a base matrix, as in the CUDA backend
+LARGEST_FUSED_ORDER = 256  # up to here one program holds all of a row, as a scale for the row needs
+
+# PRODUCT of kernels.panel.
+SYLVESTER, DIRECT, THREE_PARTS, IEEE = range(4)
+
+_SMALLEST_PRODUCT = 16  # M, N and K of tl.dot
+_PANEL_COLUMNS = 64
+_BLOCK_OF_MANY = 128  # result rows of a program where several share a row
+_SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns, as compiled for sm_90
+_VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel and its launch.
+
+    Attributes:
+        kernel: ``"short_rows"``, ``"panel"`` or ``"butterflies"``, functions in ``kernels.py``.
+        rows: Rows that a program holds at a time.
+        parts: Parts of a row, in registers of their own.
+        columns: Elements of a part, of a panel those of one of its rows.
+        warps: Warps of a program.
+        stages: Rows on their way from memory, the one at work included.
+        programs: Programs for each multiprocessor, at most; they loop over the rows.
+        order: Of the base matrix of a panel, or of Sylvester's in its place.
+        block: Result rows of the base that a program computes, a power of two.
+        step: Columns of the base in one product, a power of two.
+        product: SYLVESTER, DIRECT, THREE_PARTS or IEEE.
+        warp_bits: Index bits that a warp holds, whose butterflies are shuffles; those above go through shared memory.
+    """
+
+    kernel: str
+    rows: int
+    parts: int
+    columns: int
+    warps: int
+    stages: int
+    programs: int
+    order: int = 1
+    block: int = 1
+    step: int = 1
+    product: int = SYLVESTER
+    warp_bits: int = _VECTOR_AND_LANES
+
+    @property
+    def size(self) -> int:
+        """Elements of a row."""
+        return self.order * self.parts * self.columns
+
+    @property
+    def blocks(self) -> int:
+        """Programs that share a row; each reads all of it."""
+        return -(-self.order // self.block)
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether a row is read as a whole before any of it is written."""
+        return self.blocks == 1
+
+    def grid(self, rows: int, multiprocessors: int) -> tuple[int, int]:
+        """Programs to launch for ``rows`` rows."""
+        return max(1, min(-(-rows // self.rows), self.programs * multiprocessors)), self.blocks
+
+    def constants(self) -> dict[str, int | bool]:
+        """The compile-time arguments of the kernel."""
+        log2_columns = self.columns.bit_length() - 1
+        if self.kernel == "butterflies":
+            return {
+                "ROWS": self.rows,
+                "COLUMNS": self.columns,
+                "LOG2_COLUMNS": log2_columns,
+                "WARP_BITS": self.warp_bits,
+                "STAGES": self.stages,
+            }
+        shared = {
+            "ROWS": self.rows,
+            "PARTS": self.parts,
+            "LOG2_PARTS": self.parts.bit_length() - 1,
+            "COLUMNS": self.columns,
+            "STAGES": self.stages,
+        }
+        if self.kernel == "short_rows":
+            return shared
+        return {
+            **shared,
+            "ORDER": self.order,
+            "M": self.block,
+            "K": self.step,
+            "K_STEPS": -(-self.order // self.step),
+            "LOG2_COLUMNS": log2_columns,
+            "PRODUCT": self.product,
+            "WARP_BITS": self.warp_bits,
+            "SPLIT": self.product in (SYLVESTER, DIRECT) and self.columns >= _SMALLEST_PRODUCT,
+        }
+
+    def __str__(self) -> str:
+        shape = f"{self.rows} x ({self.order} x {self.parts} x {self.columns})"
+        if self.kernel == "panel":
+            shape += f", base in blocks of {self.block} x {self.step}"
+        return f"{self.kernel} {shape}, {self.warps} warps, {self.stages} stages, {self.programs} programs"
+
+
+def _sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: int, programs: int) -> Configuration:
+    return Configuration("panel", 1, parts, columns, warps, stages, programs, order, order, order, SYLVESTER)
+
+
+# float16 and bfloat16, by log2 of the size.
+_SIXTEEN_BIT: dict[int, Configuration] = {
+    **{k: Configuration("butterflies", 2048 >> k, 1, 1 << k, 2, 1, 16) for k in range(4)},
+    4: Configuration("short_rows", 128, 1, 16, 4, 2, 8),
+    5: Configuration("short_rows", 64, 1, 32, 4, 2, 8),
+    6: Configuration("short_rows", 64, 1, 64, 4, 2, 8),
+    7: Configuration("short_rows", 64, 1, 128, 4, 2, 4),
+    8: Configuration("short_rows", 32, 2, 128, 4, 2, 4),
+    9: Configuration("short_rows", 16, 4, 128, 4, 2, 4),
+    10: Configuration("short_rows", 16, 8, 128, 8, 2, 2),
+    11: _sylvester_panel(64, 1, 32, 4, 3, 6),
+    12: _sylvester_panel(64, 1, 64, 4, 3, 4),
+    13: _sylvester_panel(64, 2, 64, 4, 2, 2),
+    14: _sylvester_panel(64, 4, 64, 8, 2, 1),
+    15: _sylvester_panel(64, 8, 64, 8, 2, 1),
+}
+
+
+# AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
+# rows on their way. Chosen by the compiler's report for gfx942, not by time.
+_SIXTEEN_BIT_AMD: dict[int, Configuration] = {
+    **_SIXTEEN_BIT,
+    7: Configuration("short_rows", 64, 1, 128, 8, 1, 4),
+    8: Configuration("short_rows", 16, 2, 128, 4, 1, 8),
+    9: Configuration("short_rows", 16, 4, 128, 8, 1, 4),
+    10: Configuration("short_rows", 16, 8, 128, 8, 1, 4),
+    11: _sylvester_panel(64, 1, 32, 4, 1, 8),
+    12: _sylvester_panel(64, 1, 64, 8, 1, 4),
+    13: _sylvester_panel(64, 2, 64, 8, 1, 4),
+    14: _sylvester_panel(64, 4, 64, 8, 1, 4),
+    15: _sylvester_panel(64, 8, 64, 8, 1, 4),
+}
+
+
+def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
+    warp_bits = log2_size if warps == 1 else _VECTOR_AND_LANES
+    return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)
+
+
+# float32, by log2 of the size. A warp holds up to 2048 elements without a spill, and then needs no shared memory at all.
+_FLOAT32: dict[int, Configuration] = {
+    **{k: _butterflies(1024 >> k, k, 1, 32) for k in range(11)},
+    11: _butterflies(1, 11, 1, 24),
+    12: _butterflies(1, 12, 4, 8),
+    13: _butterflies(1, 13, 8, 4),
+    14: _butterflies(1, 14, 16, 2),
+    15: _butterflies(1, 15, 32, 1),
+}
+
+
+def choose(log2_size: int, sixteen_bit: bool, amd: bool = False) -> Configuration:
+    """The configuration of a power of two, on an AMD GPU or another."""
+    if not sixteen_bit:
+        return _FLOAT32[log2_size]
+    return (_SIXTEEN_BIT_AMD if amd else _SIXTEEN_BIT)[log2_size]
+
+
+def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0) -> Configuration:
+    """The configuration of a size ``order * 2^log2_columns``.
+
+    Args:
+        order: Of the base matrix.
+        log2_columns: k.
+        product: DIRECT, THREE_PARTS or IEEE.
+        amd: Whether the GPU is AMD's.
+        shared_bytes: Shared memory that a program may have.
+    """
+    all_columns = 1 << log2_columns
+    # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (float16, sm_90).
+    columns = min(all_columns, 2 * _PANEL_COLUMNS if all_columns >= 1024 else _PANEL_COLUMNS)
+    whole = order <= LARGEST_FUSED_ORDER
+    block = max(_SMALLEST_PRODUCT, _power_above(order)) if whole else _BLOCK_OF_MANY
+    if product == DIRECT:
+        # The base stays in shared memory where it fits, else it is read again for each row.
+        fits = order <= 128 or (whole and shared_bytes >= _SHARED_BYTES_OF_256)
+        step = block if fits else 64
+        rows = max(1, _PANEL_COLUMNS // columns) if columns < _SMALLEST_PRODUCT else 1
+    else:
+        step = _SMALLEST_PRODUCT  # each step of 16 is summed on its own
+        rows = max(1, _SMALLEST_PRODUCT // columns)
+    parts = all_columns // columns
+    elements = block * rows * all_columns
+    warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
+    stages = 2 if step == block and block <= 128 and not amd else 1
+    programs = 1 if step == block == 256 else max(1, 16 // warps)
+    return Configuration("panel", rows, parts, columns, warps, stages, programs, order, block, step, product)
+
+
+def _power_above(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()
+
+
+def candidates(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
+    """Configurations worth timing for a power of two, that of the table first."""
+    return _each_once(choose(log2_size, sixteen_bit), _space(log2_size, sixteen_bit))
+
+
+def base_candidates(order: int, log2_columns: int, product: int, shared_bytes: int = 0) -> Iterator[Configuration]:
+    """Configurations worth timing for a size ``order * 2^log2_columns``, the chosen one first."""
+    mine = choose_base(order, log2_columns, product, shared_bytes=shared_bytes)
+    return _each_once(mine, _base_space(mine))
+
+
+def _each_once(mine: Configuration, others: Iterable[Configuration]) -> Iterator[Configuration]:
+    return iter(dict.fromkeys((mine, *others)))
+
+
+def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
+    if not sixteen_bit or log2_size < 4:
+        for log2_tile, warps in ((9, 1), (10, 1), (11, 1), (11, 2), (11, 4), (12, 1), (12, 4), (12, 8), (13, 8)):
+            if max(log2_size, 9) <= log2_tile <= max(log2_size, 11):
+                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 32 // warps)
+                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 128 // warps)
+        if log2_size >= 13:
+            for warps, programs in ((8, 4), (16, 2), (16, 4), (32, 1), (32, 2)):
+                yield _butterflies(1, log2_size, warps, programs)
+        return
+    if log2_size <= 11:
+        for columns, rows, warps in itertools.product((64, 128), (16, 32, 64, 128), (4, 8)):
+            columns = min(columns, 1 << log2_size)
+            if 2048 * warps // 4 <= rows << log2_size <= 4096 * warps // 2:
+                parts = (1 << log2_size) // columns
+                yield Configuration("short_rows", rows, parts, columns, warps, 2, 16 // warps)
+                yield Configuration("short_rows", rows, parts, columns, warps, 1, 128)
+    for order, columns in ((32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
+        parts, rest = divmod(1 << log2_size, order * columns)
+        if rest or parts > 16:
+            continue
+        for warps in (4, 8, 16):
+            if 512 * warps <= 1 << log2_size <= 4096 * warps and (warps < 16 or log2_size == 15):
+                yield _sylvester_panel(order, parts, columns, warps, 2, max(1, 16 // warps))
+                yield _sylvester_panel(order, parts, columns, warps, 1, max(1, 512 // warps))
+                if log2_size <= 12:
+                    yield _sylvester_panel(order, parts, columns, warps, 3, max(1, 16 // warps))
+
+
+def _base_space(mine: Configuration) -> Iterator[Configuration]:
+    for warps, stages in itertools.product((4, 8, 16), (1, 2, 3)):
+        yield replace(mine, warps=warps, stages=stages, programs=max(1, 16 // warps))
+    if 128 < mine.order <= LARGEST_FUSED_ORDER and mine.product == DIRECT:
+        for block, warps, stages in itertools.product((128, 256), (8, 16), (1, 2)):
+            yield replace(mine, block=block, step=256, warps=warps, stages=stages, programs=1)
+    if mine.parts > 1:
+        for warps, stages in itertools.product((8, 16), (1, 2)):
+            wider = replace(mine, parts=mine.parts // 2, columns=2 * mine.columns)
+            yield replace(wider, warps=warps, stages=stages, programs=max(1, 16 // warps))
