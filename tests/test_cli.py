@@ -54,7 +54,7 @@ def needs_compiler() -> None:
 def test_version_and_help() -> None:
     assert run("--version").strip() == f"hadacore {hadacore.__version__}"
     text = run("--help")
-    for command in ("demo", "bench", "plan", "info", "compile"):
+    for command in ("demo", "bench", "eval", "plan", "info", "compile"):
         assert command in text
 
 

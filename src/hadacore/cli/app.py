@@ -10,7 +10,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hadacore import __version__
@@ -20,15 +19,25 @@ from hadacore.backends.triton.compiling import TARGETS as TRITON_TARGETS
 from hadacore.benchmarking import quantizing
 from hadacore.benchmarking.grid import DTYPES, Grid, default_grid
 from hadacore.benchmarking.measure import Measurement
-from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, compiling_triton, demo, demo_quantize, information
+from hadacore.cli import compiling, compiling_triton, demo, demo_quantize, evaluate, information
 from hadacore.cli.bench import Benchmark
 from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
-from hadacore.cli.options import choices, chosen_device, element_dtype, integers, names, user_errors
-from hadacore.cli.printing import coloured, table
+from hadacore.cli.options import choices, element_dtype, integers, names, user_errors
+from hadacore.cli.terminal import (
+    Device,
+    Out,
+    coloured,
+    device_or_exit,
+    failure,
+    need_matplotlib,
+    new_console,
+    new_progress,
+    new_table,
+    print_files,
+)
 from hadacore.elements import ELEMENTS
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import CHECKED
@@ -43,42 +52,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _console(stderr: bool = False) -> Console:
-    # Made for each command: the streams may have been replaced since this module was imported.
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=_console(stderr=True), transient=True,
-    )  # fmt: skip
-
-
-def _fail(message: str) -> typer.Exit:
-    _console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
-    return typer.Exit(1)
-
-
-def _device(name: str | None, backend: str | None = None) -> torch.device:
-    try:
-        return chosen_device(name, backend)
-    except BackendUnavailableError as error:
-        raise _fail(str(error)) from error
-
-
-def _need_matplotlib(advice: str = "") -> None:
-    try:
-        check_matplotlib()
-    except PicturesUnavailableError as error:
-        raise _fail(f"{error}{advice}") from error
-
-
-def _print_files(console: Console, files: tuple[Path, ...]) -> None:
-    for file in files:
-        console.print(f"wrote {escape(str(file))}", soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -99,36 +72,33 @@ def _options(
 _bench_app = typer.Typer()
 app.add_typer(_bench_app, name="bench")
 
-_Out = Annotated[Path, typer.Option("--out", help="Folder to write to.", file_okay=False)]
-_Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; by default the GPU where there is one.")]
-
 
 @app.command("demo")
 def demo_command(
-    out: _Out = Path(),
+    out: Out = Path(),
     elements: Annotated[
         int | None, typer.Option(help="Elements of a prefill tensor; 33554432, and 2097152 on the CPU, by default.")
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "float16",
-    device: _Device = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the activations.")] = 0,
 ) -> None:
     """Show what a rotation does to quantization errors of activations, and what it costs alone and with the quantizer."""
     torch_dtype = element_dtype(dtype, DTYPES)
-    where = _device(device)
-    _need_matplotlib()
+    where = device_or_exit(device)
+    need_matplotlib()
     if elements is None:
         elements = demo.PREFILL_ELEMENTS if where.type == "cuda" else demo.PREFILL_ELEMENTS_CPU
     with user_errors("--elements"):
         shapes = demo.shapes_for(elements)
     with user_errors("--seed"):
         generator = torch.Generator(where).manual_seed(seed)
-    console = _console()
+    console = new_console()
     console.print(f"{device_name(where)}, {dtype}", style="dim")
 
     errors = list(demo.measure_errors(shapes, torch_dtype, where, generator))
     formats = [number_format.name for number_format in demo.FORMATS]
-    lines = table(
+    lines = new_table(
         "Quantization error in %, one scale per tensor: without -> with rotation", "activations", "", *formats, left=2
     )
     for index, entry in enumerate(errors):
@@ -138,7 +108,7 @@ def demo_command(
     console.print(lines)
 
     times = list(demo.measure_times(shapes, torch_dtype, where))
-    lines = table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
+    lines = new_table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
     for time in times:
         lines.add_row(
             time.shape.model, time.shape.phase, f"{time.shape.elements:,}", f"{time.copy_us:,.2f}",
@@ -152,7 +122,7 @@ def demo_command(
     write_csv(csv, demo.CSV_COLUMNS, demo.csv_rows(errors, times, dtype))
     write_whole(picture, demo.draw(*demo.picture_activations(torch_dtype, where, generator)))
     files = _demo_of_quantization(console, out, torch_dtype, elements, where, generator)
-    _print_files(console, (csv, picture, *files))
+    print_files(console, (csv, picture, *files))
 
 
 def _demo_of_quantization(
@@ -194,8 +164,8 @@ def bench_command(
     quick: Annotated[bool, typer.Option("--quick", help="A few points instead of the whole default grid.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
     pictures: Annotated[bool, typer.Option(help="Draw PNG pictures and an HTML page.")] = True,
-    out: _Out = Path(),
-    device: _Device = None,
+    out: Out = Path(),
+    device: Device = None,
     backend: Annotated[str | None, typer.Option(help="cpu, cuda or triton; by default the device's.")] = None,
 ) -> None:
     """Measure times against a copy and against other installed packages; write a table, pictures and a page.
@@ -205,9 +175,9 @@ def bench_command(
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    where = _device(device, backend)
+    where = device_or_exit(device, backend)
     if pictures:
-        _need_matplotlib(", or leave the pictures out with --no-pictures")
+        need_matplotlib(", or leave the pictures out with --no-pictures")
     default = default_grid(where.type, quick)
     if quick and None not in (sizes, elements, dtypes):
         raise typer.BadParameter("--sizes, --elements and --dtypes leave nothing to shorten", param_hint="--quick")
@@ -219,14 +189,14 @@ def bench_command(
             default.regimes if regimes is None else choices(regimes, REGIMES, "--regimes"),
         )
         benchmark = Benchmark(grid, where, out, in_place=in_place, resume=resume, backend=backend)
-    console = _console()
+    console = new_console()
     console.print(
         f"{device_name(where)}, backend {benchmark.backend}, {benchmark.remaining} of {len(grid.points())} points to measure",
         style="dim",
     )
     for name, reason in benchmark.missing.items():
         console.print(f"{escape(name)} is left out: {escape(reason)}", style="dim", soft_wrap=True)
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("measuring", total=benchmark.remaining)
 
         def advance(measurement: Measurement) -> None:
@@ -236,7 +206,7 @@ def bench_command(
         try:
             benchmark.measure(advance)
         except torch.OutOfMemoryError as error:
-            raise _fail(
+            raise failure(
                 "the GPU's memory is too small for this grid; name fewer --elements. What was measured so far is in "
                 f"{benchmark.table.partial}; --resume continues it. ({str(error).splitlines()[0]})"
             ) from error
@@ -244,7 +214,7 @@ def bench_command(
     console.print(_summary(benchmark))
     for name, reason in benchmark.failures.items():
         console.print(f"{escape(name)} {escape(reason)}", style="yellow", soft_wrap=True)
-    _print_files(console, files)
+    print_files(console, files)
 
 
 def _refuse_options_before(context: typer.Context) -> None:
@@ -269,13 +239,13 @@ def bench_quantize_command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed.")] = False,
     pictures: Annotated[bool, typer.Option(help="Draw a PNG picture.")] = True,
-    out: _Out = Path(),
-    device: _Device = None,
+    out: Out = Path(),
+    device: Device = None,
 ) -> None:
     """Measure rotation with quantization against a copy of the same bytes and against the unfused chain."""
-    where = _device(device)
+    where = device_or_exit(device)
     if pictures:
-        _need_matplotlib(", or leave the picture out with --no-pictures")
+        need_matplotlib(", or leave the picture out with --no-pictures")
     if chains is None:
         chains = where.type == "cuda"
     with user_errors():
@@ -283,28 +253,28 @@ def bench_quantize_command(
         if sizes is not None:
             grid = replace(grid, sizes=integers(sizes, "--sizes"))
         benchmark = QuantizeBenchmark(grid, where, out, chains=chains, resume=resume)
-    console = _console()
+    console = new_console()
     console.print(f"{device_name(where)}, {benchmark.remaining} of {len(grid.cases())} points to measure", style="dim")
     if where.type == "cpu":
         console.print(
             "No GPU: small sizes on the CPU, beside a copy of the inputs.",
             style="dim", soft_wrap=True,
         )  # fmt: skip
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("measuring", total=benchmark.remaining)
         benchmark.measure(lambda measured: bar.update(task, advance=1, description=str(measured.case)))
     files = benchmark.finish(pictures)
     title = "Rotation with quantization: worst time / copy, least speedup over the chain"
-    lines = table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
+    lines = new_table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
     for line in summary(benchmark.table.rows, min(grid.elements)):
         lines.add_row(*line)
     console.print(lines)
-    _print_files(console, files)
+    print_files(console, files)
 
 
 def _summary(benchmark: Benchmark) -> Table:
     """Ratios to a copy by type, regime and element count: best, median and worst over the sizes."""
-    lines = table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
+    lines = new_table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
     groups: dict[tuple[str, str, int], list[float]] = {}
     for row in benchmark.table.rows:
         key = row["dtype"], row["regime"], int(row["elements"])
@@ -314,6 +284,9 @@ def _summary(benchmark: Benchmark) -> Table:
         middle = ratios[len(ratios) // 2]
         lines.add_row(dtype, regime, f"{elements:,}", f"{ratios[0]:.2f}", f"{middle:.2f}", f"{ratios[-1]:.2f}")
     return lines
+
+
+app.command("eval")(evaluate.eval_command)
 
 
 @app.command("plan")
@@ -348,7 +321,7 @@ def plan_command(
 @app.command("info")
 def info_command() -> None:
     """Print versions, GPUs, backends with the reason when one is unavailable, and the kernel cache."""
-    console = _console()
+    console = new_console()
     for title, entries in information.sections():
         console.print(title, style="bold")
         width = max(len(name) for name, _ in entries)
@@ -400,12 +373,12 @@ def compile_command(
             strided=strided or all_variants,
             quantize=requests,
         )
-    console = _console()
+    console = new_console()
     if sizes is not None:  # nobody asked for each size of the default
         for what, reason in compiling.without_kernel(wanted, types, architectures, requests).items():
             console.print(f"[yellow]no kernel[/] for {escape(what)}: {escape(reason)}", soft_wrap=True)
     folder = cache or cache_folder()
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("compiling", total=len(kernels))
 
         def advance(result: compiling.Compiled) -> None:
@@ -417,7 +390,7 @@ def compile_command(
             with user_errors():
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
-            raise _fail(str(error)) from error
+            raise failure(str(error)) from error
     console.print(compiling.compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
@@ -427,7 +400,7 @@ def compile_command(
     for r in spilling[:10]:
         console.print(f"[red]spills[/] {escape(compiling.named(r))}: {escape(str(r.resources))}", soft_wrap=True)
     if failures or spilling:
-        raise _fail(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
+        raise failure(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
 
 
 @app.command("check-triton")
@@ -445,15 +418,15 @@ def check_triton_command(
             compiling_triton.ALL_SIZES if sizes is None else integers(sizes, "--sizes"), names(dtypes, "--dtypes"),
             names(arch, "--arch"),
         )  # fmt: skip
-    with _progress() as bar:
+    with new_progress() as bar:
         task = bar.add_task("compiling", total=len(kernels))
         try:
             with user_errors():
                 results = compiling_triton.check_all(kernels, jobs, lambda checked: bar.update(task, advance=1))
         except BackendUnavailableError as error:
-            raise _fail(str(error)) from error
-    console = _console()
-    lines = table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+            raise failure(str(error)) from error
+    console = new_console()
+    lines = new_table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
     for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
         members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
         columns = (
@@ -468,4 +441,4 @@ def check_triton_command(
         where = f"{r.kernel.target} {r.kernel.dtype} {r.kernel.configuration}"
         console.print(f"[red]failed[/] {escape(where)}: {escape(why)}", soft_wrap=True)
     if bad:
-        raise _fail(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")
+        raise failure(f"{len(bad)} of {len(results)} kernels do not compile, or do not fit")

@@ -17,7 +17,7 @@ from rich.table import Table
 from hadacore.backends.cuda.cache import open_cache, refusal
 from hadacore.backends.cuda.compiler import Resources, cache_key, cached_compile, parse_report, resources_of
 from hadacore.backends.cuda.requirements import compiler_version
-from hadacore.cli.printing import table
+from hadacore.cli.terminal import new_table
 from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.formats import Format, Granularity, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
@@ -341,7 +341,7 @@ def named(result: Compiled) -> str:
 def compiled_table(results: list[Compiled], check: bool) -> Table:
     """Kernels by architecture and type; with ``check``, most registers and how many spill."""
     columns = ["", "kernels", "compiled", "cached", "failed", "kB", *(["registers", "spill"] if check else [])]
-    lines = table("Kernels", *columns)
+    lines = new_table("Kernels", *columns)
     groups: dict[tuple[str, str], list[Compiled]] = {}
     for result in results:
         groups.setdefault((result.kernel.architecture, result.kernel.dtype), []).append(result)

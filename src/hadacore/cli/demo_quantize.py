@@ -17,7 +17,7 @@ from torch import Tensor
 from hadacore.benchmarking.pictures import new_figure, plain_axes, png
 from hadacore.benchmarking.quantizing import NO_PROLOGUE, SILU_GATE_UP, Measured, QuantizeGrid, measure
 from hadacore.benchmarking.timing import COLD_BYTES
-from hadacore.cli.printing import coloured, table
+from hadacore.cli.terminal import coloured, new_table
 from hadacore.formats import FORMATS, PER_ROW, PER_TENSOR, Format, Granularity
 from hadacore.functional import hadamard_transform
 from hadacore.quantization.functional import hadamard_quantize, static_scale
@@ -86,7 +86,7 @@ def measure_fused_times(dtype: str, elements: int, device: torch.device) -> Iter
 
 def error_table(errors: Sequence[FormatErrors]) -> Table:
     """Errors in per cent; green and red tell whether a rotation helps or hurts."""
-    lines = table("Error in %, gated activations, rotated:", "format", "scale per", *KINDS, left=2)
+    lines = new_table("Error in %, gated activations, rotated:", "format", "scale per", *KINDS, left=2)
     for entry in errors:
         before, *after = entry.errors
         cells = [coloured(before, error) for error in after]
@@ -99,7 +99,7 @@ def time_table(times: Sequence[Measured]) -> Table:
     columns = ["", "rows x n", "copy, µs", "µs", "ratio"]
     if times[0].chain_us is not None:
         columns += ["chain, µs", "faster"]
-    lines = table(f"Time of rotation with quantization, {times[0].case.dtype}, cold", *columns, left=2)
+    lines = new_table(f"Time of rotation with quantization, {times[0].case.dtype}, cold", *columns, left=2)
     for m in times:
         cells = [f"{m.copy_us:,.1f}", f"{m.hadacore_us:,.1f}", f"{m.ratio:.2f}"]
         if m.chain_us is not None:
