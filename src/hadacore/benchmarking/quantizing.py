@@ -1,7 +1,7 @@
 """Measures rotation with quantization: the fused call, the unfused chain, and a copy of the same bytes, back to back.
 
 Everything is cold. The copy reads the inputs and writes as many bytes as the codes have (:func:`time_narrower_copy`), but
-for the scales, which are at most a sixteenth of them; on the CPU, where there is no such kernel, it copies the inputs.
+for the scales, which are at most an eighth (NVFP4) of them; on the CPU, where there is no such kernel, it copies the inputs.
 """
 
 from __future__ import annotations
