@@ -327,8 +327,13 @@ def _listed(element_code: int, log2_size: int, fusion: Fusion | None) -> tuple[C
 
 
 def _with_fusion(configuration: KernelConfiguration, fusion: Fusion | None) -> KernelConfiguration | None:
+    if fusion is None:
+        return configuration
+    blocks = configuration.minimum_blocks
+    if fusion.prologue is not None and fusion.prologue.normalises:
+        blocks = max(1, blocks * 3 // 4)  # weights, residuals and squares take registers
     try:
-        return configuration if fusion is None else replace(configuration, fusion=fusion)
+        return replace(configuration, fusion=fusion, minimum_blocks=blocks)
     except ValueError:
         return None  # it holds a row in a way that the quantizer's blocks do not fit
 

@@ -81,7 +81,7 @@ struct Prologue {
     if (kGated) raw.second = ld_global_v4(operand + index * kElementBytes);
     if (PROLOGUE == RMS_NORM_RESIDUAL) raw.second = ld_global_v4(residual + index * kElementBytes);
     if (PROLOGUE == ROPE_HALF) {
-      const u32 column = index % ROW_ELEMENTS;
+      const i64 column = index % ROW_ELEMENTS;
       const i64 partner = column < ROTARY_PAIRS ? ROTARY_PAIRS : -ROTARY_PAIRS;
       if (column < 2 * ROTARY_PAIRS) raw.second = ld_global_v4(x + (index + partner) * kElementBytes);
     }
@@ -153,7 +153,7 @@ struct Prologue {
   }
 
   __device__ __forceinline__ void rotate(VectorValues& values, const RawVector& raw, u64 index) const {
-    const u32 column = index % ROW_ELEMENTS;
+    const int column = (int)(index % ROW_ELEMENTS);
     if (column >= 2 * ROTARY_PAIRS) return;
     const u32 token = (u32)(index / ROW_ELEMENTS) / HEADS % tokens;
     u64 position = token;
