@@ -354,11 +354,11 @@ def main() -> None:
     jobs = jobs_for(sizes, arguments.dtypes.split(","))
     if arguments.table_only:
         jobs = [job for job in jobs if job["rank"] == 0]
-    jobs.sort(key=lambda job: job["rank"] > 0)  # the table's first, in case time runs out
+    jobs.sort(key=lambda job: job["rank"])  # the table's first, then each size in turn, in case time runs out
     check_all(jobs, arguments.checkers, start + 0.55 * arguments.seconds)
     print(f"checked {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)
     # Types one after the other would rebuild the buffers twice only; the table's still come first.
-    jobs.sort(key=lambda job: (job["rank"] > 0, job["dtype"]))
+    jobs.sort(key=lambda job: (job["rank"] > 0, job["dtype"], job["rank"]))
     made_with = provenance.provenance(device_at_hand())
     target = arguments.out / "triton-candidates.csv"
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -21,15 +21,22 @@ def exact_rows(rows: int, n: int, dtype: torch.dtype) -> Tensor:
 
 
 def assert_quantized_within(
-    q: QuantizedTensor, exact: Tensor, bound: Tensor, given: Tensor | None = None, *, differing: float = 0.05
+    q: QuantizedTensor,
+    exact: Tensor,
+    bound: Tensor,
+    given: Tensor | None = None,
+    *,
+    clip_ratio: float = 1.0,
+    differing: float = 0.05,
 ) -> None:
     """Check codes and scales of ``exact`` (float64, of the shape that was quantized) rotated values.
 
     Args:
-        q: What a kernel gave; nothing was clipped.
+        q: What a kernel gave.
         exact: The rotated values.
         bound: Largest error of each of them.
         given: The scale of the whole tensor.
+        clip_ratio: As the kernel had it.
         differing: Share of elements that may have two codes to choose from. With more of them the check would say little.
     """
     format, n = BY_NAME[q.format], q.shape[-1]
@@ -37,7 +44,7 @@ def assert_quantized_within(
     scales = q.plain_scales()
     if q.block:
         scales = scales.reshape(-1, n // q.block)
-        quantizer = Quantizer(format, q.block)
+        quantizer = Quantizer(format, q.block, clip_ratio)
         magnitude = exact.abs()
         ends = []
         for end in ((magnitude - bound).clamp(min=0), magnitude + bound):

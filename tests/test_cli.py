@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 import hadacore
 from hadacore.backends.cuda.cache import CACHE_VARIABLE, open_cache
 from hadacore.benchmarking import peers
+from hadacore.benchmarking.quantizing import Case, Measured
 from hadacore.benchmarking.report import FIXED_COLUMNS, PROVENANCE_COLUMNS
-from hadacore.cli import bench, compiling, demo, information
+from hadacore.cli import bench, compiling, demo, demo_quantize, information
 from hadacore.cli.app import app
-from hadacore.formats import BY_NAME, Quantizer
+from hadacore.formats import BY_NAME, FORMATS, Quantizer
 from hadacore.functional import hadamard_transform
 from hadacore.kernels.base_configurations import choose_base
 from hadacore.kernels.fusion import fusion_of
@@ -146,6 +147,32 @@ def test_demo(tmp_path: Path, needs_matplotlib: None) -> None:
         if row["format"] != "FP8":  # a rotation helps integers whenever there are outliers
             assert float(row["error_after"]) < 0.8 * float(row["error_before"])
     assert (tmp_path / "new" / "hadacore-demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "Error in %, gated activations" in text and "silu_mul:gate_up + fp8_e4m3" in text and "chain" not in text
+    assert (tmp_path / "new" / "hadacore-demo-quantize.png").read_bytes().startswith(b"\x89PNG")
+    errors = {(r["format"], r["granularity"]): r for r in read(tmp_path / "new" / "hadacore-demo-quantize.csv")}
+    assert set(errors) == {(f.name, str(g)) for f in FORMATS for g in f.granularities}
+    for name, gain in (("int8", 5.0), ("int4", 1.8)):
+        row = errors[name, "row"]
+        assert float(row["error_none"]) > gain * float(row["error_whole_row"])
+
+
+def test_demo_quantizes_what_it_says(device: torch.device, needs_matplotlib: None) -> None:
+    x = demo_quantize.gated_activations(16, 1024, torch.Generator(device).manual_seed(1))
+    largest = x.square().mean(0).sqrt()
+    assert (largest > 20 * largest.median()).sum() >= 4
+    for format in (BY_NAME["int4"], BY_NAME["nvfp4"]):
+        error = demo_quantize.quantization_error(x, format, format.default, 1024)
+        rotated = hadamard_transform(x)
+        scale = hadacore.static_scale(rotated.abs().amax(), "nvfp4") if format.has_global_scale else None
+        back = hadamard_transform(hadacore.hadamard_quantize(x, format.name, scale=scale).dequantize(), inverse=True)
+        assert error == pytest.approx(float((back - x).norm() / x.norm()), rel=1e-3)
+    case = Case("quantize", "float16", 1024, 8, "int8", "row", "", True)
+    times = [Measured(case, True, 10.0, 11.0, 30.0)]
+    table = demo_quantize.time_table(times)
+    assert [column.header for column in table.columns][-2:] == ["chain, µs", "faster"]
+    errors = list(demo_quantize.measure_format_errors(x.half()))
+    for shown in (times, []):
+        assert demo_quantize.draw(errors, shown, "a GPU").startswith(b"\x89PNG")
 
 
 def test_demo_activations_and_errors(device: torch.device) -> None:
@@ -348,8 +375,10 @@ def test_compile_selects_what_quantizes() -> None:
         assert len(compiling.kernels_for((size,), *arguments, signs=True, quantize=requests)) == signs * len(plain)
     # What runs when a tensor is quantized is among them.
     quantizer = Quantizer(BY_NAME["int8"], 5120)
-    chosen = choose_base(1, 20, 8, 100, (9, 0), 132, fusion=fusion_of(quantizer, 5120, False))
-    assert chosen in {k.configuration for k in compiling.kernels_for((5120,), *arguments, quantize=requests)}
+    swizzled = Quantizer(BY_NAME["mxfp8"], 32, swizzled=True)
+    for each in (quantizer, swizzled):
+        chosen = choose_base(1, 20, 8, 100, (9, 0), 132, fusion=fusion_of(each, 5120, False))
+        assert chosen in {k.configuration for k in compiling.kernels_for((5120,), *arguments, quantize=requests)}
     gated = compiling.quantized(["int8"], ["silu_mul:gate_up", "rms_norm"])
     found = {k.configuration.fusion.prologue.kind for k in compiling.kernels_for((4096,), *arguments, quantize=gated)}  # type: ignore[union-attr]
     assert len(found) == 2

@@ -163,11 +163,14 @@ def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int,
     check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
 
 
+@pytest.mark.parametrize("rotates", [True, False])
 @pytest.mark.parametrize("has_rope", [False, True])
 @pytest.mark.parametrize(
     ("log2_size", "code", "heads", "kv_heads"), [(7, 1, 8, 2), (6, 0, 4, 4), (8, 2, 3, 1), (7, 0, 2, 2)]
 )
-def test_two_passes_over_heads(log2_size: int, code: int, heads: int, kv_heads: int, has_rope: bool) -> None:
+def test_two_passes_over_heads(
+    log2_size: int, code: int, heads: int, kv_heads: int, has_rope: bool, rotates: bool
+) -> None:
     """The first pass measures each (batch, kv head); the second rotates again and quantizes with that."""
     torch.manual_seed(0)
     n, dtype, batch, tokens = 1 << log2_size, DTYPES[code], 2, 70
@@ -181,7 +184,7 @@ def test_two_passes_over_heads(log2_size: int, code: int, heads: int, kv_heads: 
         values = prologue_reference.apply(rope.description, x, rope.operands, None)
     signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
     quantizer = Quantizer(BY_NAME["fp8_e4m3"], n)
-    fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue)
+    fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue, rotates)
     magnitudes, scales = torch.zeros(batch, kv_heads), torch.zeros(batch, kv_heads)
     codes = torch.zeros(x.shape, dtype=torch.uint8)
     first = HeadMaxima(code, log2_size, heads, kv_heads, fusion, signs=SIGNS_BEFORE)
@@ -190,7 +193,10 @@ def test_two_passes_over_heads(log2_size: int, code: int, heads: int, kv_heads: 
         x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid_of(batch, tokens),
         scales=made_of, operands=operands if has_rope else None,
     )  # fmt: skip
-    rotated = oracle.transform(values.double().reshape(-1, n), signs=signs).reshape(batch, tokens, kv_heads, -1)
+    rotated = values.double() * signs.double() * n**-0.5
+    if rotates:
+        rotated = oracle.transform(values.double().reshape(-1, n), signs=signs)
+    rotated = rotated.reshape(batch, tokens, kv_heads, -1)
     expected = rotated.abs().amax((1, 3))
     assert ((magnitudes.double() - expected).abs() <= 2.0**-12 * expected).all()
     second = replace(

@@ -12,6 +12,8 @@ from hadacore import hadamard_quantize, hadamard_transform, prologues
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.prologues import Prologue
 from hadacore.quantization import prologue_reference, reference
+from tests import oracle, tolerances
+from tests.quantized_values import assert_quantized_within
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 ROUNDOFF = 2.0**-24
@@ -38,10 +40,15 @@ def test_gated_activations(activation: str, layout: str, dtype: torch.dtype, dev
     assert y.dtype == torch.float32 and y.shape == gate.shape
     # exp and tanh of the fp32 libraries are good to a few units of their argument's size; far below zero, where
     # tanh and erf near -1 cancel, the error is that of a number near g.
-    assert ((y.double() - exact).abs() <= 16 * ROUNDOFF * (exact.abs() + (g * u).abs())).all()
+    bound = 16 * ROUNDOFF * (exact.abs() + (g * u).abs())
+    assert ((y.double() - exact).abs() <= bound).all()
     q = hadamard_quantize(x, "int8", prologue=prologue)
+    rotated = tolerances.rotated_bound(y, 64, 64**-0.5, dtype, prologue=True)
+    assert_quantized_within(q, oracle.transform(exact), rotated + 64**-0.5 * bound.sum(-1, keepdim=True))
     codes, scales = reference.quantize(hadamard_transform(y), Quantizer(BY_NAME["int8"], 64))
-    assert q.shape == gate.shape and torch.equal(q.codes, codes) and torch.equal(q.scales, scales)
+    assert q.shape == gate.shape
+    if device.type == "cpu":  # on a GPU one kernel does both, and adds in another order
+        assert torch.equal(q.codes, codes) and torch.equal(q.scales, scales)
 
 
 def test_gates_of_any_size_are_finite(device: torch.device) -> None:
@@ -118,9 +125,9 @@ def test_rope_without_positions_counts_tokens(device: torch.device) -> None:
         _apply(prologues.rope(cos, sin), x), _apply(prologues.rope(cos, sin, torch.arange(5, device=device)), x)
     )
     q = hadamard_quantize(x, "fp8_e4m3", prologue=prologues.rope(cos, sin))
-    rotated = hadamard_transform(_apply(prologues.rope(cos, sin), x)).view(30, 16)
-    codes, _ = reference.quantize(rotated, Quantizer(BY_NAME["fp8_e4m3"], 16))
-    assert torch.equal(q.codes.view(torch.uint8).view(30, 16), codes.view(torch.uint8))
+    y = _apply(prologues.rope(cos, sin), x)
+    bound = tolerances.rotated_bound(y, 16, 0.25, torch.float32, prologue=True)
+    assert_quantized_within(q, oracle.transform(y), bound)
 
 
 def test_rope_leaves_its_input_alone(device: torch.device) -> None:

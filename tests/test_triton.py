@@ -271,7 +271,7 @@ def test_a_missing_or_old_triton_says_what_to_install(monkeypatch: pytest.Monkey
 def test_every_candidate_gives_the_same_result(sixteen_bit: bool) -> None:
     for log2_size in range(16):
         found = list(candidates(log2_size, sixteen_bit))
-        assert found[0] == choose(log2_size, sixteen_bit) and 3 <= len(found) == len(set(found)) <= 32
+        assert found[0] == choose(log2_size, sixteen_bit) and 3 <= len(found) == len(set(found)) <= 64
         for c in (*found, choose(log2_size, sixteen_bit, amd=True)):
             assert c.size == 1 << log2_size and c.works_in_place and c.blocks == 1
         # Interpreted, a program is slow; all kernels and divisions are among the small ones.

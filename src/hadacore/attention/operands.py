@@ -124,8 +124,8 @@ def prepare(
     # One operator for rotary embedding, rotation and quantization, where there is one.
     granularities = (PER_HEAD, PER_TOKEN) if packed is None else (PER_TOKEN,)
     one_pass = recipe.is_fp8 and not recipe.explicit and recipe.granularity in granularities
-    if one_pass and recipe.rotate_value:
-        value = _rotate_and_quantize(v, recipe, signs)
+    if one_pass and (recipe.rotate_value or recipe.granularity == PER_HEAD):
+        value = _quantize_values(v, recipe, signs)
     else:
         value = _prepare_one(v, recipe, recipe.rotate_value, signs, kv_heads, None, of_k, quantize=True)
     if one_pass and recipe.rotate and recipe.format is not None:
@@ -136,12 +136,13 @@ def prepare(
     return Operands(query, key, value, q.dtype, signs)
 
 
-def _rotate_and_quantize(v: Tensor, recipe: AttentionRecipe, signs: Tensor | None) -> Operand:
-    """Values by the operator of queries and keys."""
+def _quantize_values(v: Tensor, recipe: AttentionRecipe, signs: Tensor | None) -> Operand:
+    """Values by the operator of queries and keys, rotated or not."""
     heads, n = v.shape[2:]
+    rotate = recipe.rotate_value
     codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
-        v, recipe.format, heads, recipe.granularity == PER_TOKEN, None, 1.0, n**-0.5,
-        None if signs is None else signs.to(v.dtype), False, [],
+        v, recipe.format, heads, recipe.granularity == PER_TOKEN, None, 1.0, n**-0.5 if rotate else 1.0,
+        None if signs is None or not rotate else signs.to(v.dtype), False, [], rotate,
     )  # fmt: skip
     return Operand(codes, scales)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,10 +22,11 @@ from hadacore.benchmarking.measure import Measurement
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import REGIMES
-from hadacore.cli import compiling, compiling_triton, demo, evaluate, information
+from hadacore.cli import compiling, compiling_triton, demo, demo_quantize, evaluate, information
 from hadacore.cli.bench import Benchmark
 from hadacore.cli.bench_quantize import QuantizeBenchmark, summary
 from hadacore.cli.options import choices, element_dtype, integers, names, user_errors
+from hadacore.cli.printing import coloured, table
 from hadacore.cli.terminal import (
     Device,
     Out,
@@ -33,7 +35,6 @@ from hadacore.cli.terminal import (
     need_matplotlib,
     new_console,
     new_progress,
-    new_table,
     print_files,
 )
 from hadacore.elements import ELEMENTS
@@ -81,7 +82,7 @@ def demo_command(
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the activations.")] = 0,
 ) -> None:
-    """Show what a rotation does to quantization errors of attention activations, and what it costs."""
+    """Show what a rotation does to quantization errors of activations, and what it costs alone and with the quantizer."""
     torch_dtype = element_dtype(dtype, DTYPES)
     where = device_or_exit(device)
     need_matplotlib()
@@ -96,35 +97,59 @@ def demo_command(
 
     errors = list(demo.measure_errors(shapes, torch_dtype, where, generator))
     formats = [number_format.name for number_format in demo.FORMATS]
-    table = new_table(
+    lines = table(
         "Quantization error in %, one scale per tensor: without -> with rotation", "activations", "", *formats, left=2
     )
     for index, entry in enumerate(errors):
         cells = [_before_after(*entry.by_format[name]) for name in formats]
         again = index > 0 and errors[index - 1].shape == entry.shape
-        table.add_row("" if again else f"{entry.shape.model} {entry.shape.phase}", entry.kind, *cells)
-    console.print(table)
+        lines.add_row("" if again else f"{entry.shape.model} {entry.shape.phase}", entry.kind, *cells)
+    console.print(lines)
 
     times = list(demo.measure_times(shapes, torch_dtype, where))
-    table = new_table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
+    lines = table("Time of one rotation", "model", "phase", "elements", "copy, µs", "rotation, µs", "ratio", left=2)
     for time in times:
-        table.add_row(
+        lines.add_row(
             time.shape.model, time.shape.phase, f"{time.shape.elements:,}", f"{time.copy_us:,.2f}",
             f"{time.hadacore_us:,.2f}", f"{time.ratio:.2f}",
         )  # fmt: skip
-    console.print(table)
+    console.print(lines)
     if where.type == "cpu":
         console.print(f"On the CPU: {cpu.support().reason}.\n", style="dim")
 
     csv, picture = out / "hadacore-demo.csv", out / "hadacore-demo.png"
     write_csv(csv, demo.CSV_COLUMNS, demo.csv_rows(errors, times, dtype))
     write_whole(picture, demo.draw(*demo.picture_activations(torch_dtype, where, generator)))
-    print_files(console, (csv, picture))
+    files = _demo_of_quantization(console, out, torch_dtype, elements, where, generator)
+    print_files(console, (csv, picture, *files))
+
+
+def _demo_of_quantization(
+    console: Console,
+    out: Path,
+    dtype: torch.dtype,
+    elements: int,
+    where: torch.device,
+    generator: torch.Generator,
+) -> tuple[Path, ...]:
+    """Errors of every format and times of the fused call; returns the files."""
+    x = demo_quantize.gated_activations(demo_quantize.ROWS, demo_quantize.N, generator).to(dtype)
+    errors = list(demo_quantize.measure_format_errors(x))
+    console.print(demo_quantize.error_table(errors))
+    name = str(dtype).removeprefix("torch.")
+    times = list(demo_quantize.measure_fused_times(name, elements, where)) if name in quantizing.DTYPES else []
+    if times:
+        console.print(demo_quantize.time_table(times))
+    else:
+        console.print(f"Quantizing is measured in {' or '.join(quantizing.DTYPES)}.\n", style="dim")
+    csv, picture = out / "hadacore-demo-quantize.csv", out / "hadacore-demo-quantize.png"
+    write_csv(csv, demo_quantize.CSV_COLUMNS, demo_quantize.csv_rows(errors))
+    write_whole(picture, demo_quantize.draw(errors, times, device_name(where)))
+    return csv, picture
 
 
 def _before_after(before: float, after: float) -> str:
-    style = "green" if after < 0.97 * before else "red" if after > 1.03 * before else "default"
-    return f"{100 * before:5.2f} -> [{style}]{100 * after:5.2f}[/]"
+    return f"{100 * before:5.2f} -> {coloured(before, after)}"
 
 
 @_bench_app.callback(invoke_without_command=True)
@@ -239,16 +264,16 @@ def bench_quantize_command(
         benchmark.measure(lambda measured: bar.update(task, advance=1, description=str(measured.case)))
     files = benchmark.finish(pictures)
     title = "Rotation with quantization: worst time / copy, least speedup over the chain"
-    table = new_table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
+    lines = table(title, "", "rows", "fused", "n <= 4096", "above", "speedup", left=2)
     for line in summary(benchmark.table.rows, min(grid.elements)):
-        table.add_row(*line)
-    console.print(table)
+        lines.add_row(*line)
+    console.print(lines)
     print_files(console, files)
 
 
 def _summary(benchmark: Benchmark) -> Table:
     """Ratios to a copy by type, regime and element count: best, median and worst over the sizes."""
-    table = new_table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
+    lines = table("Time over that of a copy", "type", "regime", "elements", "best", "median", "worst", left=2)
     groups: dict[tuple[str, str, int], list[float]] = {}
     for row in benchmark.table.rows:
         key = row["dtype"], row["regime"], int(row["elements"])
@@ -256,8 +281,8 @@ def _summary(benchmark: Benchmark) -> Table:
     for (dtype, regime, elements), ratios in groups.items():
         ratios.sort()
         middle = ratios[len(ratios) // 2]
-        table.add_row(dtype, regime, f"{elements:,}", f"{ratios[0]:.2f}", f"{middle:.2f}", f"{ratios[-1]:.2f}")
-    return table
+        lines.add_row(dtype, regime, f"{elements:,}", f"{ratios[0]:.2f}", f"{middle:.2f}", f"{ratios[-1]:.2f}")
+    return lines
 
 
 app.command("eval")(evaluate.eval_command)
@@ -365,48 +390,16 @@ def compile_command(
                 results = compiling.compile_all(kernels, folder, check=check, jobs=jobs, progress=advance)
         except BackendUnavailableError as error:
             raise failure(str(error)) from error
-    console.print(_compiled_table(results, check))
+    console.print(compiling.compiled_table(results, check))
     console.print(f"in {escape(str(information.cache_state(folder)))}", soft_wrap=True)
     failures = [r for r in results if r.failure is not None]
     spilling = [r for r in results if r.spills]
     for r in failures[:10]:
-        console.print(f"[red]failed[/] {_named(r)}: {escape(r.failure or '')}", soft_wrap=True)
+        console.print(f"[red]failed[/] {escape(compiling.named(r))}: {escape(r.failure or '')}", soft_wrap=True)
     for r in spilling[:10]:
-        console.print(f"[red]spills[/] {_named(r)}: {escape(str(r.resources))}", soft_wrap=True)
+        console.print(f"[red]spills[/] {escape(compiling.named(r))}: {escape(str(r.resources))}", soft_wrap=True)
     if failures or spilling:
         raise failure(f"{len(failures)} of {len(results)} kernels failed to compile, {len(spilling)} spill")
-
-
-def _named(result: compiling.Compiled) -> str:
-    kernel = result.kernel
-    variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
-    fusion = getattr(kernel.configuration, "fusion", None)
-    if fusion is not None:
-        variant += f", {fusion}"
-    return escape(f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}")
-
-
-def _compiled_table(results: list[compiling.Compiled], check: bool) -> Table:
-    columns = ["", "kernels", "compiled", "cached", "failed", "kB", *(["registers", "spill"] if check else [])]
-    table = new_table("Kernels", *columns)
-    groups: dict[tuple[str, str], list[compiling.Compiled]] = {}
-    for result in results:
-        groups.setdefault((result.kernel.architecture, result.kernel.dtype), []).append(result)
-    for (architecture, dtype), members in groups.items():
-        failed = sum(r.failure is not None for r in members)
-        cached = sum(r.from_cache for r in members)
-        counts = [
-            len(members),
-            len(members) - failed - cached,
-            cached,
-            failed,
-            sum(r.code_bytes for r in members) // 1000,
-        ]
-        if check:
-            registers = max((r.resources.registers for r in members if r.resources is not None), default=0)
-            counts += [registers, sum(r.spills for r in members)]
-        table.add_row(f"{architecture} {dtype}", *map(str, counts))
-    return table
 
 
 @app.command("check-triton")
@@ -432,15 +425,15 @@ def check_triton_command(
         except BackendUnavailableError as error:
             raise failure(str(error)) from error
     console = new_console()
-    table = new_table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
+    lines = table("Triton kernels", "", "kernels", "registers", "spilling", "spilled bytes", "shared bytes")
     for target, dtype in dict.fromkeys((r.kernel.target, r.kernel.dtype) for r in results):
         members = [r.compiled for r in results if (r.kernel.target, r.kernel.dtype) == (target, dtype) and r.compiled]
         columns = (
             len(members), max((c.registers for c in members), default=0), sum(c.spilled_bytes > 0 for c in members),
             max((c.spilled_bytes for c in members), default=0), max((c.shared_bytes for c in members), default=0),
         )  # fmt: skip
-        table.add_row(f"{target} {dtype}", *map(str, columns))
-    console.print(table)
+        lines.add_row(f"{target} {dtype}", *map(str, columns))
+    console.print(lines)
     bad = [r for r in results if r.failure is not None or r.does_not_fit]
     for r in bad[:10]:
         why = r.failure or f"needs {r.compiled.shared_bytes if r.compiled else 0} bytes of shared memory, too many"

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from rich.table import Table
+
 from hadacore.backends.cuda.cache import open_cache, refusal
 from hadacore.backends.cuda.compiler import Resources, cache_key, cached_compile, parse_report, resources_of
 from hadacore.backends.cuda.requirements import compiler_version
+from hadacore.cli.printing import table
 from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.formats import Format, Granularity, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
@@ -323,3 +326,37 @@ def compile_all(
         progress(compiled)
         results.append(compiled)
     return results
+
+
+def named(result: Compiled) -> str:
+    """A kernel with its variant, for messages."""
+    kernel = result.kernel
+    variant = f"signs {kernel.configuration.signs}, strided {int(kernel.configuration.strided)}"
+    fusion = getattr(kernel.configuration, "fusion", None)
+    if fusion is not None:
+        variant += f", {fusion}"
+    return f"{kernel.architecture} {kernel.dtype} {kernel.configuration}, {variant}"
+
+
+def compiled_table(results: list[Compiled], check: bool) -> Table:
+    """Kernels by architecture and type; with ``check``, most registers and how many spill."""
+    columns = ["", "kernels", "compiled", "cached", "failed", "kB", *(["registers", "spill"] if check else [])]
+    lines = table("Kernels", *columns)
+    groups: dict[tuple[str, str], list[Compiled]] = {}
+    for result in results:
+        groups.setdefault((result.kernel.architecture, result.kernel.dtype), []).append(result)
+    for (architecture, dtype), members in groups.items():
+        failed = sum(r.failure is not None for r in members)
+        cached = sum(r.from_cache for r in members)
+        counts = [
+            len(members),
+            len(members) - failed - cached,
+            cached,
+            failed,
+            sum(r.code_bytes for r in members) // 1000,
+        ]
+        if check:
+            registers = max((r.resources.registers for r in members if r.resources is not None), default=0)
+            counts += [registers, sum(r.spills for r in members)]
+        lines.add_row(f"{architecture} {dtype}", *map(str, counts))
+    return lines

@@ -15,6 +15,7 @@ from rich.measure import Measurement as Width
 from hadacore.benchmarking.provenance import device_name
 from hadacore.benchmarking.report import write_whole
 from hadacore.cli.options import integers, names, user_errors
+from hadacore.cli.printing import table
 from hadacore.cli.terminal import (
     Device,
     Out,
@@ -23,7 +24,6 @@ from hadacore.cli.terminal import (
     need_matplotlib,
     new_console,
     new_progress,
-    new_table,
     print_files,
 )
 from hadacore.evaluation import report
@@ -181,13 +181,13 @@ def eval_command(
                 f"memory is too small for this; use a smaller --batch-size than {batch_size} in another folder. What was "
                 f"measured so far is in {evaluation.parts.folder}. ({str(error).splitlines()[0]})"
             ) from error
-    table = new_table(title_of(settings), *report.columns_for(settings))
+    lines = table(title_of(settings), *report.columns_for(settings))
     for summary in summaries:
-        table.add_row(*report.cells_of(summary, settings))
+        lines.add_row(*report.cells_of(summary, settings))
     # Wider than many a terminal, and better wrapped by that than cut off.
-    whole = Width.get(console, console.options.update(width=_WIDEST_TABLE), table).maximum
+    whole = Width.get(console, console.options.update(width=_WIDEST_TABLE), lines).maximum
     console.width = max(console.width, whole)
-    console.print(table, crop=False)
+    console.print(lines, crop=False)
     for note in notes:
         console.print(escape(note), style="dim", soft_wrap=True)
     print_files(console, files)

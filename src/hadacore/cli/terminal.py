@@ -1,4 +1,4 @@
-"""What the commands share of the terminal: consoles, tables, progress bars, errors, and the options that all have."""
+"""What the commands share of the terminal: consoles, progress bars, errors, and the options that all have."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Annotated
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from hadacore.benchmarking.pictures import PicturesUnavailableError, check_matplotlib
 from hadacore.cli.options import chosen_device
@@ -54,14 +52,6 @@ def need_matplotlib(advice: str = "") -> None:
         check_matplotlib()
     except PicturesUnavailableError as error:
         raise failure(f"{error}{advice}") from error
-
-
-def new_table(title: str, *columns: str, left: int = 1) -> Table:
-    """An empty table; all columns but the first ``left`` are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
 
 
 def print_files(console: Console, files: tuple[Path, ...]) -> None:

@@ -100,6 +100,7 @@ class Fusion:
         global_scale: Whether block scales are relative to a given one.
         stochastic: Whether codes are rounded stochastically.
         prologue: What comes before the transform, or None.
+        rotates: ``ROTATES``: whether there is a transform at all; heads of values may be quantized without.
     """
 
     encoding: int
@@ -113,6 +114,7 @@ class Fusion:
     global_scale: bool = False
     stochastic: bool = False
     prologue: FusedPrologue | None = None
+    rotates: bool = True
 
     def is_row(self, size: int) -> bool:
         """Whether a whole row shares a scale that is made of it."""
@@ -137,6 +139,7 @@ class Fusion:
         prologue = {} if self.prologue is None else self.prologue.constants()
         return {
             **prologue,
+            "ROTATES": int(self.rotates),
             "ENCODING": self.encoding,
             "SCALE_TYPE": self.scale_type,
             "QUANTIZED_BLOCK": self.block,
@@ -151,7 +154,7 @@ class Fusion:
 
 
 def fusion_of_heads(
-    quantizer: Quantizer, given: bool, heads: int, kv_heads: int, prologue: FusedPrologue | None
+    quantizer: Quantizer, given: bool, heads: int, kv_heads: int, prologue: FusedPrologue | None, rotates: bool = True
 ) -> Fusion:
     """What the second pass over queries or keys does: fp32 scales for each (batch, kv head), given or of measured magnitudes."""
     return Fusion(
@@ -162,6 +165,7 @@ def fusion_of_heads(
         kv_heads=kv_heads,
         clipped=quantizer.clip_ratio < 1,
         prologue=prologue,
+        rotates=rotates,
     )
 
 

@@ -29,9 +29,9 @@ class HeadMaxima:
     strided: ClassVar[bool] = False
     shared_bytes: ClassVar[int] = 0
     warps: ClassVar[int] = 8
-    #: Tokens a warp works through: 4 loads under way hide the latency, 64 make the atomic maximum at the end rare.
+    #: Tokens a warp works through: 4 loads under way, as many warps as multiprocessors hold, few atomic maxima at the end.
     tokens_at_once: ClassVar[int] = 4
-    chunk: ClassVar[int] = 64
+    chunk: ClassVar[int] = 32
 
     element_code: int
     log2_size: int

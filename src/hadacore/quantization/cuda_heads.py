@@ -21,11 +21,13 @@ from hadacore.quantization.cuda_kernels import operands_of, prologue_of_tensors,
 
 def quantize_heads(
     x: Tensor, format: str, kv_heads: int, per_token: bool, scale: Tensor | None, clip_ratio: float, transform_scale: float,
-    signs: Tensor | None, rope: RotaryEmbedding | None, tables: Sequence[Tensor],
+    signs: Tensor | None, rope: RotaryEmbedding | None, tables: Sequence[Tensor], rotates: bool,
 ) -> tuple[Tensor, Tensor] | str:  # fmt: skip
     """Codes and scales, or why the kernels do not take the problem: ``x`` is ``(batch, tokens, heads, head_dim)``."""
     batch, tokens, heads, n = x.shape
     quantizer = Quantizer(BY_NAME[format], n, clip_ratio)
+    if per_token and not rotates:
+        return "values are quantized without rotation with a scale for each head of all tokens"
     if per_token:
         codes, scales = quantize(
             x, Rotation(n, transform_scale, False), signs, quantizer, None, None, rope, tables, None
@@ -42,7 +44,7 @@ def quantize_heads(
         prologue = made
     if signs is not None:
         signs = signs.to(x.dtype).contiguous()
-    fusion = fusion_of_heads(quantizer, scale is not None, heads, kv_heads, prologue)
+    fusion = fusion_of_heads(quantizer, scale is not None, heads, kv_heads, prologue, rotates)
     operands = None if rope is None else operands_of(rope, x, tables, None)
     codes = x.new_empty(x.shape, dtype=quantizer.format.codes_dtype)
     if scale is not None:

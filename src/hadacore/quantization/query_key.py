@@ -21,7 +21,7 @@ PER_TOKEN = "token"
 
 LIBRARY.define(
     "hadamard_quantize_heads(Tensor x, str format, int kv_heads, bool per_token, Tensor? scale, float clip_ratio, "
-    "float transform_scale, Tensor? signs, bool interleaved, Tensor[] rope) -> (Tensor, Tensor)",
+    "float transform_scale, Tensor? signs, bool interleaved, Tensor[] rope, bool rotate=True) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -189,9 +189,10 @@ def _quantize_heads(
     signs: Tensor | None,
     interleaved: bool,
     rope: Sequence[Tensor],
+    rotate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     values = prologue_reference.rotate_pairs(RotaryEmbedding(interleaved), x, rope) if rope else x.float()
-    rotated = hadamard_transform(values, transform_scale, signs=signs)
+    rotated = hadamard_transform(values, transform_scale, signs=signs) if rotate else values * transform_scale
     found = BY_NAME[format]
     batch, tokens, heads, n = x.shape
     if per_token:
@@ -225,11 +226,12 @@ def _quantize_heads_by_kernels(
     signs: Tensor | None,
     interleaved: bool,
     rope: Sequence[Tensor],
+    rotate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Composed for what :func:`cuda_heads.why_not` names."""
     description = RotaryEmbedding(interleaved) if rope else None
     found = cuda_heads.quantize_heads(
-        x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, description, rope
+        x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, description, rope, rotate
     )
     if isinstance(found, str):
         return _quantize_heads(
@@ -254,6 +256,7 @@ def _fake(
     signs: Tensor | None,
     interleaved: bool,
     rope: Sequence[Tensor],
+    rotate: bool = True,
 ) -> tuple[Tensor, Tensor]:
     codes = x.new_empty(x.shape, dtype=BY_NAME[format].codes_dtype)
     return codes, x.new_empty(x.shape[:3] if per_token else (x.shape[0], kv_heads), dtype=torch.float32)

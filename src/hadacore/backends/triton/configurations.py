@@ -118,23 +118,23 @@ def _sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: i
     return Configuration("panel", 1, parts, columns, warps, stages, programs, order, order, order, SYLVESTER)
 
 
-# float16 and bfloat16, by log2 of the size.
+# float16 and bfloat16, by log2 of the size. Programs loop over rows, as many as a multiprocessor of sm_90 holds by the
+# compiler's count of registers and shared memory: more would be a second wave.
 _SIXTEEN_BIT: dict[int, Configuration] = {
     **{k: Configuration("butterflies", 2048 >> k, 1, 1 << k, 2, 1, 16) for k in range(4)},
     4: Configuration("short_rows", 128, 1, 16, 4, 2, 8),
     5: Configuration("short_rows", 64, 1, 32, 4, 2, 8),
-    6: Configuration("short_rows", 64, 1, 64, 4, 2, 8),
-    7: Configuration("short_rows", 64, 1, 128, 4, 2, 4),
-    8: Configuration("short_rows", 32, 2, 128, 4, 2, 4),
-    9: Configuration("short_rows", 16, 4, 128, 4, 2, 4),
-    10: Configuration("short_rows", 16, 8, 128, 8, 2, 2),
-    11: _sylvester_panel(64, 1, 32, 4, 3, 6),
+    6: Configuration("short_rows", 64, 1, 64, 4, 2, 6),
+    7: Configuration("short_rows", 64, 1, 128, 4, 2, 3),
+    8: Configuration("short_rows", 32, 2, 128, 4, 2, 3),
+    9: Configuration("short_rows", 16, 4, 128, 4, 2, 3),
+    10: _sylvester_panel(64, 1, 16, 4, 3, 9),
+    11: _sylvester_panel(64, 1, 32, 4, 3, 7),
     12: _sylvester_panel(64, 1, 64, 4, 3, 4),
-    13: _sylvester_panel(64, 2, 64, 4, 2, 2),
+    13: _sylvester_panel(64, 2, 64, 4, 2, 3),
     14: _sylvester_panel(64, 4, 64, 8, 2, 1),
     15: _sylvester_panel(64, 8, 64, 8, 2, 1),
 }
-
 
 # AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
 # rows on their way. Chosen by the compiler's report for gfx942, not by time.
@@ -240,18 +240,19 @@ def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
             columns = min(columns, 1 << log2_size)
             if 2048 * warps // 4 <= rows << log2_size <= 4096 * warps // 2:
                 parts = (1 << log2_size) // columns
-                yield Configuration("short_rows", rows, parts, columns, warps, 2, 16 // warps)
-                yield Configuration("short_rows", rows, parts, columns, warps, 1, 128)
-    for order, columns in ((32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
+                for stages, programs in ((2, 12 // warps), (2, 16 // warps), (2, 32 // warps), (1, 128)):
+                    yield Configuration("short_rows", rows, parts, columns, warps, stages, programs)
+    for order, columns in ((32, 16), (64, 16), (32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
         parts, rest = divmod(1 << log2_size, order * columns)
-        if rest or parts > 16:
+        if rest or parts > 16 or order * columns * 16 < 1 << log2_size:
             continue
         for warps in (4, 8, 16):
-            if 512 * warps <= 1 << log2_size <= 4096 * warps and (warps < 16 or log2_size == 15):
-                yield _sylvester_panel(order, parts, columns, warps, 2, max(1, 16 // warps))
-                yield _sylvester_panel(order, parts, columns, warps, 1, max(1, 512 // warps))
+            if 128 * warps <= 1 << log2_size <= 4096 * warps and (warps == 4 or 512 * warps <= 1 << log2_size):
+                resident = 16 if log2_size >= 13 else 32
+                for stages, programs in ((2, resident // 2), (2, resident), (1, 512)):
+                    yield _sylvester_panel(order, parts, columns, warps, stages, max(1, programs // warps))
                 if log2_size <= 12:
-                    yield _sylvester_panel(order, parts, columns, warps, 3, max(1, 16 // warps))
+                    yield _sylvester_panel(order, parts, columns, warps, 3, max(1, resident // warps))
 
 
 def _base_space(mine: Configuration) -> Iterator[Configuration]:

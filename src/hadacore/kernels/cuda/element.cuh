@@ -13,6 +13,9 @@
 #define QUANTIZE_PARAMETERS
 #endif
 
+#ifndef ROTATES  // 0: values are quantized as they are, as attention does with those that it need not rotate
+#define ROTATES 1
+#endif
 #ifndef PROLOGUE  // prologue.cuh
 #define PROLOGUE 0
 #define PROLOGUE_PARAMETERS

@@ -188,7 +188,9 @@ template <int TILES, typename Tile>
 __device__ __forceinline__ void transform_tiles(float (&value)[TILES][8], const Tile (&x)[TILES], const Hadamard16& h, int lane) {
 #pragma unroll
   for (int tile = 0; tile < TILES; ++tile) {
-    if (kTwoProducts) {
+    if (!ROTATES) {
+      unpack(value[tile], x[tile]);
+    } else if (kTwoProducts) {
       tile_by_two_products(value[tile], x[tile], h);
     } else if (kTensorCores) {
       tile_by_one_product(value[tile], x[tile], h, lane);
@@ -197,5 +199,5 @@ __device__ __forceinline__ void transform_tiles(float (&value)[TILES][8], const 
       tile_by_butterflies(value[tile], lane);
     }
   }
-  outer_butterflies(value);
+  if (ROTATES) outer_butterflies(value);
 }

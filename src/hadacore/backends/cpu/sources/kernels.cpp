@@ -176,8 +176,9 @@ Status transform(const Problem& problem) {
     return UNKNOWN_ELEMENT;
 }
 
-// Elements that are transformed and then quantized together: a tile of 16 KiB, which stays in the first-level cache.
-constexpr int64_t TILE = 1 << 12;
+// Elements that are transformed and then quantized together: a tile of 8 KiB, which stays in the first-level cache beside
+// the rows it comes from (measured: INT8 from float32, 1024: 16 KiB 1.8 ms, 8 KiB 1.4, 4 KiB 1.4; bfloat16 1.5, 1.5, 1.6).
+constexpr int64_t TILE = 1 << 11;
 
 // Rows of element type E, and what becomes of them.
 template <class E> struct QuantizedRows {
@@ -218,7 +219,11 @@ template <class E> static void quantized_rows(void* context, int64_t begin, int6
         Sharing sharing = sharing_of(part);
         sharing.range(&part, 0, sharing.count);
         if (part.status != DONE) return call.fail();
-        quantize_rows(tile, row, rows, length, *work.quantization, tile + tile_elements);
+        const uint16_t* next = nullptr;
+        if constexpr (sizeof(Memory) == sizeof(uint16_t)) {
+            if (call.dense) next = static_cast<const uint16_t*>(call.problem->x) + (row + rows) * length;
+        }
+        quantize_rows(tile, row, rows, length, *work.quantization, tile + tile_elements, next);
     }
 }
 

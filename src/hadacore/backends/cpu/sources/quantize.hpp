@@ -102,7 +102,8 @@ INLINE FloatVector load_rest(const float* from, int64_t count) {
 }
 
 // The largest bit pattern without its sign of each group: the largest magnitude, or beyond infinity if there is a NaN.
-static void largest_magnitudes(const float* values, int64_t groups, int64_t block, int32_t* largest) {
+// Meanwhile the 16-bit elements at `next`, which are converted next, come into the second-level cache, or it is null.
+static void largest_magnitudes(const float* values, int64_t groups, int64_t block, int32_t* largest, const uint16_t* next) {
     constexpr int64_t lanes = QUANTIZED_LANES, together = 4;
     for (int64_t g = 0; g < groups; g++, values += block) {
         Integers most[together] = {};
@@ -110,6 +111,7 @@ static void largest_magnitudes(const float* values, int64_t groups, int64_t bloc
         for (; i + together * lanes <= block; i += together * lanes) {
 #pragma GCC unroll 4
             for (int64_t t = 0; t < together; t++) {
+                if (t % 2 == 0 && next != nullptr) __builtin_prefetch(next + g * block + i + t * lanes, 0, 2);
                 most[t] = maximum(most[t], load_bits<Integers>(values + i + t * lanes) & 0x7fffffff);
             }
         }
@@ -149,35 +151,28 @@ INLINE FloatVector scale_e4m3(Integers largest, const Quantization& q, Integers*
     return largest < INFINITY_BITS ? factor : (FloatVector)all(NAN_BITS);
 }
 
-// Where the scale of a row's block lies, in scales.
-INLINE int64_t scale_place(const Quantization& q, int64_t row, int64_t block) {
-    if (!q.swizzled) return row * q.scale_row_stride + block * q.scale_block_stride;
-    int64_t tiles = (q.blocks + 3) / 4;
-    return (row / 128 * tiles + block / 4) * 512 + row % 32 * 16 + row % 128 / 32 * 4 + block % 4;
-}
-
-static void scales_of_groups(const int32_t* largest, int64_t row, int64_t groups, const Quantization& q, float* factors) {
-    constexpr int64_t lanes = QUANTIZED_LANES;
-    int64_t block = 0;
-    for (int64_t g = 0; g < groups; g += lanes) {
+// Factors of groups; the bits of their scales take the place of the largest magnitudes, which a vector follows.
+static void scales_of_groups(int32_t* largest, int64_t groups, const Quantization& q, float* factors) {
+    for (int64_t g = 0; g < groups; g += QUANTIZED_LANES) {
         Integers magnitudes = load_bits<Integers>(largest + g), stored;
         FloatVector factor = q.scale_type == SCALE_FLOAT  ? scale_float(magnitudes, q, &stored)
                              : q.scale_type == SCALE_E8M0 ? scale_e8m0(magnitudes, q, &stored)
                                                           : scale_e4m3(magnitudes, q, &stored);
         store_bits(factors + g, factor);
-        int32_t values[lanes];
-        store_bits(values, stored);
-        for (int64_t i = 0; i < lanes && g + i < groups; i++) {
-            int64_t place = scale_place(q, row, block);
-            if (q.scale_type == SCALE_FLOAT) {
-                static_cast<int32_t*>(q.scales)[place] = values[i];
-            } else {
-                static_cast<uint8_t*>(q.scales)[place] = uint8_t(values[i]);
-            }
-            if (++block == q.blocks) {
-                block = 0;
-                row++;
-            }
+        store_bits(largest + g, stored);
+    }
+}
+
+// Puts the scales of rows where they belong. Stored is int32_t for fp32's bits, or uint8_t.
+template <class Stored> static void write_scales(const int32_t* bits, int64_t row, int64_t rows, const Quantization& q) {
+    Stored* scales = static_cast<Stored*>(q.scales);
+    for (int64_t end = row + rows; row < end; row++, bits += q.blocks) {
+        if (q.swizzled) {
+            Stored* of_row = scales + row / 128 * ((q.blocks + 3) / 4) * 512 + row % 32 * 16 + row % 128 / 32 * 4;
+            for (int64_t block = 0; block < q.blocks; block++) of_row[block / 4 * 512 + block % 4] = Stored(bits[block]);
+        } else {
+            Stored* of_row = scales + row * q.scale_row_stride;
+            for (int64_t block = 0; block < q.blocks; block++) of_row[block * q.scale_block_stride] = Stored(bits[block]);
         }
     }
 }
@@ -221,8 +216,9 @@ INLINE int64_t quantize_scratch(int64_t elements, const Quantization& q) {
     return q.scale_type == SCALE_GIVEN ? 0 : 2 * (elements / q.block + QUANTIZED_LANES);
 }
 
-// Quantizes `rows` rows of fp32 values that follow each other, the first of which is row `row` of the tensor.
-static void quantize_rows(const float* values, int64_t row, int64_t rows, int64_t row_length, const Quantization& q, float* scratch) {
+// Quantizes `rows` rows of fp32 values that follow each other, the first of which is row `row` of the tensor. `next` is as above.
+static void quantize_rows(const float* values, int64_t row, int64_t rows, int64_t row_length, const Quantization& q, float* scratch,
+                          const uint16_t* next) {
     int64_t elements = rows * row_length;
     bool packed = q.encoding == CODE_E2M1 || q.encoding == CODE_INT4;
     uint8_t* codes = static_cast<uint8_t*>(q.codes) + row * row_length / (packed ? 2 : 1);
@@ -234,9 +230,14 @@ static void quantize_rows(const float* values, int64_t row, int64_t rows, int64_
     int64_t groups = elements / q.block;
     int32_t* largest = reinterpret_cast<int32_t*>(scratch);
     float* factors = scratch + groups + QUANTIZED_LANES;
-    largest_magnitudes(values, groups, q.block, largest);
+    largest_magnitudes(values, groups, q.block, largest, next);
     __builtin_memset(largest + groups, 0, QUANTIZED_LANES * sizeof(int32_t));
-    scales_of_groups(largest, row, groups, q, factors);
+    scales_of_groups(largest, groups, q, factors);
+    if (q.scale_type == SCALE_FLOAT) {
+        write_scales<int32_t>(largest, row, rows, q);
+    } else {
+        write_scales<uint8_t>(largest, row, rows, q);
+    }
     switch (q.encoding) {
         case CODE_E4M3: return codes_of_groups<CodeE4M3>(values, groups, q.block, factors, codes);
         case CODE_E5M2: return codes_of_groups<CodeE5M2>(values, groups, q.block, factors, codes);
