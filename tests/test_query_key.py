@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from hadacore import QuantizedTensor, hadamard_quantize, hadamard_transform, paged_slots, prologues, quantize_query_key
-from hadacore.quantization import prologue_reference
+from hadacore.quantization import prologue_reference, query_key
 from tests import oracle as float64_oracle
 from tests import quantization_oracle as oracle
 from tests import tolerances
@@ -290,3 +290,14 @@ ERRORS: list[tuple[type[Exception], str, Any]] = [
 def test_message(error: type[Exception], message: str, call: Any) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_what_the_cuda_kernels_do_not_take_is_composed() -> None:
+    """Heads of 80 have no kernels for a scale of a head; nothing of the call gets lost on the way to the composed path."""
+    x = torch.randn(2, 5, 4, 80)
+    arguments = (x, "fp8_e4m3", 2, False, None, 0.9, 0.5, None, False, [])
+    for rotate in (True, False):
+        codes, scales = query_key._quantize_heads_by_kernels(*arguments, rotate)
+        expected = torch.ops.hadacore.hadamard_quantize_heads(*arguments, rotate)
+        assert torch.equal(codes.view(torch.uint8), expected[0].view(torch.uint8)) and torch.equal(scales, expected[1])
+    assert not torch.equal(scales, torch.ops.hadacore.hadamard_quantize_heads(*arguments)[1])

@@ -270,7 +270,7 @@ class _Row:
 # of 4 warps, 1.16 by one of 12); then by as many warps as it takes.
 _SIXTEEN_BIT_HOPPER = (
     _Row(1, 1, 1, 1, 8, 0, 2), _Row(1, 2, 1, 2, 2, 0, 3), _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
-    _Row(1, 5, 2, 4, 1, 2, 4, True, up_to=MANY_ELEMENTS), _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
     _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
     _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
     _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 3, True), _Row(2, 6, 2, 4, 1, 2, 2, True),

@@ -302,7 +302,7 @@ _QUANTIZING: dict[int, tuple[Candidate, ...]] = {
 }
 # The same with a gated activation before: twice the loads, all under way before the next kernel starts.
 _WITH_PROLOGUE: dict[int, tuple[Candidate, ...]] = {
-    **{k: (_warp(k, 2, 1, 8),) for k in range(9)},
+    **{k: (_warp(k, 4, 2, 8),) for k in range(9)},
     12: (_exchange(12, 1, 8, 4, _2_24, programmatic=AFTER_LOADS), _exchange(12, 2, 4, 8, programmatic=AFTER_LOADS)),
     13: (*_SIXTEEN_BIT[13][:2], _exchange(13, 2, 8, 4, programmatic=AFTER_LOADS)),
     14: (*_SIXTEEN_BIT[14][:1], _exchange(14, 2, 8, 4, cluster=2, programmatic=AFTER_LOADS)),
@@ -312,8 +312,13 @@ _WITH_PROLOGUE: dict[int, tuple[Candidate, ...]] = {
         _exchange(15, 3, 4, 4, cluster=4, programmatic=AFTER_LOADS),
     ),
 }
-# A whole row in the exchange buffer, and nothing beside it, where nothing else is left.
-_LAST: dict[int, tuple[Candidate, ...]] = {14: (_exchange(14, 3, 8, 2),), 15: (_exchange(15, 3, 16, 1),)}
+# Where nothing else is left: more of a row in each thread, so that blocks of 128 float32 lie within a warp; or a whole row in the
+# exchange buffer, and nothing beside it.
+_LAST: dict[int, tuple[Candidate, ...]] = {
+    12: (_exchange(12, 2, 4, 4),),
+    14: (_exchange(14, 3, 8, 2),),
+    15: (_exchange(15, 3, 16, 1),),
+}
 
 
 def _listed(element_code: int, log2_size: int, fusion: Fusion | None) -> tuple[Candidate, ...]:

@@ -46,6 +46,7 @@ def quantize(
                 rotation.inverse,
                 architecture,
                 fused,
+                x.shape[-2] if isinstance(prologue, RotaryEmbedding) else 1,
             )
         if isinstance(fusion, str):
             x, prologue = prologue_reference.apply(prologue, x, operands, residual), None

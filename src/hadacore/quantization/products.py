@@ -49,8 +49,9 @@ def scaled_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
 
 
 def _scaled_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
-    if not hasattr(F, "scaled_mm"):
-        return _scaled_product_before_2_10(x, weight)
+    # The older function takes what it can: torch.compile traces it, and not the other one in torch 2.10 and 2.11.
+    if not hasattr(F, "scaled_mm") or (x.format == "fp8_e4m3" and x.granularity in (PER_TENSOR, PER_ROW)):
+        return _product_by_tensors_or_rows(x, weight)
     rule = F.ScalingType
     swizzled, plain = F.SwizzleType.SWIZZLE_32_4_4, F.SwizzleType.NO_SWIZZLE
     a, b = x.codes, weight.codes.t()
@@ -67,12 +68,12 @@ def _scaled_product(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
             a, b, x.scales, rule.BlockWise1x32, weight.scales, rule.BlockWise1x32, swizzled, swizzled,
             output_dtype=torch.bfloat16,
         )  # fmt: skip
-    recipe = {PER_TENSOR: rule.TensorWise, PER_ROW: rule.RowWise, 128: rule.BlockWise1x128}[x.granularity]
-    scales = weight.scales.t().contiguous() if x.granularity == PER_ROW else weight.scales
-    return F.scaled_mm(a, b, x.scales, recipe, scales, recipe, output_dtype=torch.bfloat16)
+    return F.scaled_mm(
+        a, b, x.scales, rule.BlockWise1x128, weight.scales, rule.BlockWise1x128, output_dtype=torch.bfloat16
+    )
 
 
-def _scaled_product_before_2_10(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
+def _product_by_tensors_or_rows(x: QuantizedTensor, weight: QuantizedTensor) -> Tensor:
     if x.format != "fp8_e4m3" or x.granularity not in (PER_TENSOR, PER_ROW):
         raise RuntimeError(f"torch.nn.functional.scaled_mm came with torch 2.10, this is {torch.__version__}")
     scales = weight.scales.t().contiguous() if x.granularity == PER_ROW else weight.scales

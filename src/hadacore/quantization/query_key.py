@@ -235,7 +235,7 @@ def _quantize_heads_by_kernels(
     )
     if isinstance(found, str):
         return _quantize_heads(
-            x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, interleaved, rope
+            x, format, kv_heads, per_token, scale, clip_ratio, transform_scale, signs, interleaved, rope, rotate
         )
     return found
 
