@@ -6,6 +6,7 @@
 // multiply by the transform's scale and measure; make the block's scale (block_scales.cuh); encode and store (codes.cuh).
 
 constexpr int kStoredBits = kCodeBits;
+constexpr int kBlock = QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1;  // elements of a block; 1 where scales are given
 
 // Multiplies by the scale, applies the signs of an inverse, and returns the largest magnitude, as bits.
 template <int COUNT, int PACKED_WORDS>

@@ -146,7 +146,7 @@ __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q,
     for (int i = 0; i < scales[tile].kOwn; ++i) {
       const int run = first_run_of_block(scales[tile].first + i);
       const bool exists = runs.in_matrix(tile, run) && runs.row(run) < runs.rows_left;
-      if (exists && scales[tile].stores(lane)) q.store_scale((u32)(runs.index(tile, run) / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)), scales[tile].own[i]);
+      if (exists && scales[tile].stores(lane)) q.store_scale((u32)(runs.index(tile, run) / kBlock), scales[tile].own[i]);
     }
   }
   if (kBlockIsRow) {

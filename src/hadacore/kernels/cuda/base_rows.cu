@@ -141,7 +141,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #if CLUSTER > 1
     if (maxima.round == 0) barrier_cluster_wait();
 #endif
-    quantize_runs(problem, quantizer, unit, first_tile, slot, warp % ORDER_WARPS, reinterpret_cast<TileRuns(&)[WARP_TILES]>(results), (float)scale, lane, maxima);
+    quantize_runs(problem, quantizer, unit, first_tile, slot, warp % ORDER_WARPS, reinterpret_cast<TileRuns(&)[WARP_TILES]>(results),
+                  (float)scale, lane, maxima);
 #else
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) {

@@ -60,8 +60,8 @@ __device__ __forceinline__ void load_all_signs_after(SignsAfter& sign_bits, cons
 
 #if PROLOGUE
 // This warp's part of a row after the prologue; returns its sum of squares.
-__device__ __forceinline__ float apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kVectors], const Prologue& prologue, u64 first,
-                                                const SignBits<kWordsPerRow>& signs, int lane) {
+__device__ __forceinline__ float apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kVectors], const Prologue& prologue,
+                                                u64 first, const SignBits<kWordsPerRow>& signs) {
   float squares[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -102,8 +102,9 @@ static_assert(PASSES == 1, "a thread must hold its whole share of the row");
 static_assert(kBlockIsRow || kBlockLanes <= 32, "a block must be the row, or lie within a warp");
 
 __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTiles][8], const u32 (&write_at)[2], u32 shared, int block,
-                                                      const u32 (&read_at)[kQuadsOfGroup], const Quantizer& q, char* codes, u32 row, float scale,
-                                                      SignsAfter& sign_bits, const char* signs_of_row, int first_group, RowMaxima& maxima, [[maybe_unused]] float epsilon) {
+                                                      const u32 (&read_at)[kQuadsOfGroup], const Quantizer& q, char* codes, u32 row,
+                                                      float scale, SignsAfter& sign_bits, const char* signs_of_row, int first_group,
+                                                      RowMaxima& maxima, [[maybe_unused]] float epsilon) {
   write_part<0>(write_at, shared, block, value);
   let_next_kernel_start(BEFORE_EXCHANGE);
   wait_until_full(shared);
@@ -144,7 +145,7 @@ __device__ __forceinline__ void exchange_and_quantize(const float (&value)[kTile
     for (int i = 0; i < scales.kOwn; ++i) {
       const int group = scales.first + i;
       const int element = group_element(0, first_group + group / kParts * kThreads, group % kParts);
-      if (scales.stores(threadIdx.x % 32)) q.store_scale(row * (kSize / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)) + element / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1), scales.own[i]);
+      if (scales.stores(threadIdx.x % 32)) q.store_scale(row * (kSize / kBlock) + element / kBlock, scales.own[i]);
     }
   }
   char* const first_code = codes + stored_bytes((u64)row * kSize + first_group * kGroup);
@@ -245,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     for (int i = 0; i < kVectors; ++i) raw[i] = prologue.load(first_element + i * (kVectorBytesApart / kElementBytes));
     let_next_kernel_start(AFTER_LOADS);
     TileValues tiles[kTiles];
-    const float squares = apply_prologue(tiles, raw, prologue, first_element, signs_before, lane);
+    const float squares = apply_prologue(tiles, raw, prologue, first_element, signs_before);
     transform_tiles(value, tiles, h, lane);
     const float epsilon_of_row = prologue.epsilon;
 #else
@@ -271,7 +272,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     if (kNormalises) publish_squares(shared, block, warp, squares, lane);
 #endif
 #if ENCODING
-    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row, first_group, maxima, epsilon_of_row);
+    exchange_and_quantize(value, write_at, shared, block, read_at, quantizer, problem.y, row, (float)scale, signs_after, signs_of_row,
+                          first_group, maxima, epsilon_of_row);
 #else
     char* target = problem.y + row_start(problem, row, problem.y_outer, problem.y_inner) * kOutputBytes +
                    first_group * (kGroup * kOutputBytes);

@@ -40,7 +40,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) hadamard_transform(HADA
   sign_bits.clear();
 #if SIGNS
 #pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) sign_bits.insert_vector(v, ld_global_v4(problem.signs + (vector_offset(v, lane) & (kSize - 1)) * kElementBytes));
+  for (int v = 0; v < kTileVectors; ++v)
+    sign_bits.insert_vector(v, ld_global_v4(problem.signs + (vector_offset(v, lane) & (kSize - 1)) * kElementBytes));
 #endif
 
   float largest[kTileVectors];

@@ -17,8 +17,9 @@ constexpr int kUnitVectors = kTiles * kTileVectors;
 
 #if PROLOGUE
 // The vectors of a unit after the prologue; the scale becomes that of each vector's row.
-__device__ __forceinline__ void apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kUnitVectors], const Prologue& prologue, const Cursor& cursor,
-                                               int first_distance, i64 unit, const SignBits<kWordsPerUnit>& sign_bits, float (&scale)[kUnitVectors], int lane) {
+__device__ __forceinline__ void apply_prologue(TileValues (&tiles)[kTiles], const RawVector (&raw)[kUnitVectors], const Prologue& prologue,
+                                               const Cursor& cursor, int first_distance, i64 unit, const SignBits<kWordsPerUnit>& sign_bits,
+                                               float (&scale)[kUnitVectors], int lane) {
   float squares[kUnitVectors];
 #pragma unroll
   for (int i = 0; i < kUnitVectors; ++i) {
@@ -74,7 +75,7 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
       const int vector = scales.first + i;
       const bool present = elements_present(cursor, first_distance + vector * 32 * kVectorElements) > 0;
       const u64 index = unit * kUnitElements + vector * 32 * kVectorElements + lane * kVectorElements;
-      if (present && scales.stores(lane)) q.store_scale((u32)(index / (QUANTIZED_BLOCK > 0 ? QUANTIZED_BLOCK : 1)), scales.own[i]);
+      if (present && scales.stores(lane)) q.store_scale((u32)(index / kBlock), scales.own[i]);
     }
   }
 #pragma unroll
