@@ -1,0 +1,91 @@
+"""Which kernels quantize: the reasons why there is none, and that where there is one every row count finds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hadacore.formats import BY_NAME, Quantizer
+from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.architectures import CHECKED
+from hadacore.kernels.base_configurations import BaseConfiguration, choose_base
+from hadacore.kernels.configurations import KernelConfiguration, choose
+from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of
+from hadacore.kernels.quantizing import find_fusion
+from hadacore.matrices import factor
+from hadacore.prologues import Description, GatedActivation, RMSNorm, RotaryEmbedding
+
+HOPPER = ARCHITECTURES["sm_90a"]
+ROW = "fp8_e4m3"
+
+
+@pytest.mark.parametrize("architecture", CHECKED)
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize("n", [16, 128, 256, 1024, 2048, 4096, 8192, 16384, 448, 768, 5120, 7168, 11008, 14336])
+def test_every_row_count_finds_a_kernel(n: int, code: int, architecture: str) -> None:
+    target, matrix = ARCHITECTURES[architecture], factor(n)
+    for name, block in ((ROW, n), ("int8", n), ("int4", n), ("mxfp8", 32), ("nvfp4", 16), (ROW, 128), (ROW, 0)):
+        if block and n % block:
+            continue
+        fusion = find_fusion(code, n, n, Quantizer(BY_NAME[name], block), False, False, target)
+        if isinstance(fusion, str):
+            # float32 rows of these sizes take several blocks, which form a cluster from sm_90 on.
+            assert code == 2 and not target.has_clusters and "no kernel that holds the" in fusion
+            continue
+        for rows in (1, 7, 100, 5000, 100_000):
+            if matrix.base_order == 1:
+                chosen = choose(code, matrix.log2, rows, target.capability, 132, fusion=fusion)
+            else:
+                chosen = choose_base(code, matrix.base_order, matrix.log2, rows, target.capability, 132, fusion=fusion)
+            assert chosen.fusion == fusion and chosen.runs_on(target)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "name", "block", "prologue", "reason"),
+    [
+        (64, 4, ROW, 64, None, "a transform of 4 elements is shorter than a vector of 16 bytes"),
+        (1 << 16, 1 << 16, ROW, 1 << 16, None, "a transform of 65536 elements takes several passes over memory"),
+        (4096, 128, ROW, 4096, None, "4096 elements that share a scale are several transforms of 128"),
+        (14336, 14336, ROW, 14336, RMSNorm(1e-6, False), "sizes that are no power of two have gated activations only"),
+        (4096, 128, ROW, 128, RMSNorm(1e-6, False), "is normalised as a whole, but transformed in parts of 128"),
+        (
+            2048,
+            2048,
+            ROW,
+            2048,
+            RotaryEmbedding(False),
+            "a rotary embedding goes with transforms of up to 1024 elements",
+        ),
+        (20, 20, "int8", 20, None, "sm_90a has no kernel that holds the 20 elements that belong together"),
+    ],
+)
+def test_reasons(n: int, size: int, name: str, block: int, prologue: Description | None, reason: str) -> None:
+    made = None if prologue is None else fused_prologue(prologue, n, n // 2)
+    found = find_fusion(1, n, size, Quantizer(BY_NAME[name], block), False, False, HOPPER, made)
+    assert isinstance(found, str) and reason in found
+
+
+def _row(n: int, prologue: Description | None = None) -> Fusion:
+    made = None if prologue is None else fused_prologue(prologue, n)
+    return fusion_of(Quantizer(BY_NAME[ROW], n), n, False, made)
+
+
+def test_configurations_that_cannot_be() -> None:
+    gated = GatedActivation("silu", "separate")
+    whole = KernelConfiguration("exchange_rows", 1, 15, 3, 16, passes=2)
+    with pytest.raises(ValueError, match=r"a quantizer needs a thread's share of the row at once"):
+        replace(whole, fusion=_row(1 << 15))
+    with pytest.raises(ValueError, match=r"a prologue reads rows when it needs them"):
+        replace(whole, passes=1, prefetch=True, fusion=_row(1 << 15, gated))
+    with pytest.raises(ValueError, match=r"a block must be a row or the elements that some of a warp's lanes hold"):
+        replace(KernelConfiguration("warp_rows", 1, 7), fusion=_row(512))
+    base = BaseConfiguration(1, 28, 0, 4, 2)
+    with pytest.raises(ValueError, match=r"sizes with a base have gated activations only, of panels in shared memory"):
+        replace(base, fusion=_row(448, gated))
+    with pytest.raises(ValueError, match=r"a quantizer needs whole vectors of a row"):
+        replace(base, log2_size=2, fusion=_row(112))
+    with pytest.raises(ValueError, match=r"a block must be a row or the elements that a warp holds side by side"):
+        replace(base, fusion=_row(512))
+    with pytest.raises(ValueError, match=r"the blocks that share a row must form a cluster"):
+        replace(base, tiles=1, splits=2, units=2, fusion=_row(448))
