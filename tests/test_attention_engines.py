@@ -46,6 +46,9 @@ class Recorded(FlashAttentionEngine):
     def __init__(self) -> None:
         self.calls: list[Launch] = []
 
+    def missing(self) -> str | None:
+        return None
+
     def support(self, device: torch.device) -> Support:
         return Support(True, self.title)
 

@@ -7,6 +7,7 @@ project writes no attention kernel of its own.
 
 from __future__ import annotations
 
+import abc
 import functools
 import importlib
 import importlib.util
@@ -70,20 +71,20 @@ class Launch:
         return 0 if self.causal else _NO_WINDOW
 
 
-class FlashAttentionEngine:
+class FlashAttentionEngine(abc.ABC):
     """What the three have in common: when they can run, and how a call becomes a :class:`Launch`."""
 
     name: str
     #: One line for lists.
     title: str
 
+    @abc.abstractmethod
     def missing(self) -> str | None:
         """Why the kernels are not to be had here, or None."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def launch(self, call: Launch) -> Tensor:
         """Run the kernel: ``(tokens, heads, head_dim)``."""
-        raise NotImplementedError
 
     def support(self, device: torch.device) -> Support:
         """Whether it can run on a device at all."""
