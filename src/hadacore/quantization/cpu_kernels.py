@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hadacore.backends import cpu
@@ -38,7 +37,7 @@ def quantize(
     if quantizer.block == 0:
         scales.fill_(given)
     elif quantizer.swizzled:
-        scales.view(torch.uint8).zero_()  # padding is zeros
+        layouts.clear_padding(scales, x.numel() // quantizer.block)
     made = scales if quantizer.block else None
     cpu.quantize(x, codes, made, quantizer, given, rotation.block_size, rotation.scale, signs, rotation.inverse)
     return codes, scales

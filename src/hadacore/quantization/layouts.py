@@ -50,6 +50,12 @@ def block_major(scales: Tensor) -> Tensor:
     return scales.new_empty((scales.shape[1], scales.shape[0])).copy_(scales.t()).t()
 
 
+def clear_padding(scales: Tensor, count: int) -> None:
+    """Make the padding of an uninitialised swizzled buffer zeros; without any, each of its ``count`` bytes gets written."""
+    if scales.numel() > count:
+        scales.view(torch.uint8).zero_()
+
+
 def new_outputs(x: Tensor, n: int, format: Format, block: int, swizzled: bool) -> tuple[Tensor, Tensor]:
     """Uninitialised codes and scales of rows of ``n`` rotated values with x's leading dimensions, on its device."""
     codes = x.new_empty((*x.shape[:-1], n // format.packed), dtype=format.codes_dtype)

@@ -49,7 +49,7 @@ def quantize_native(
     Args:
         x: ``(..., n)`` on the CPU, float16, bfloat16 or float32, not empty.
         codes: Of the format's dtype, ``(..., n)``, or ``(..., n / 2)`` for 4-bit codes; contiguous.
-        scales: ``(rows, blocks)``, or swizzled and filled with zeros; None with one given scale.
+        scales: ``(rows, blocks)``, or swizzled, with zeros as padding; None with one given scale.
         quantizer: Format, block and options; not stochastic.
         given: The tensor's scale where the block is 0; NVFP4's global scale, or 1.
         order: And what follows, as in :func:`.native.transform_native`.
