@@ -189,10 +189,10 @@ def test_two_passes_over_heads(
     fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue, rotates)
     magnitudes, scales = torch.zeros(batch, kv_heads), torch.zeros(batch, kv_heads)
     codes = torch.zeros(x.shape, dtype=torch.uint8)
-    first = HeadMaxima(code, log2_size, heads, kv_heads, fusion, signs=SIGNS_BEFORE)
+    first = HeadMaxima(code, log2_size, heads, kv_heads, tokens, fusion, signs=SIGNS_BEFORE)
     made_of = Scales(scales, None, scale_factor(quantizer), tokens)
     EmulatedKernel(first).run(
-        x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid_of(batch, tokens),
+        x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid(batch * tokens * heads, 1),
         scales=made_of, operands=operands if has_rope else None,
     )  # fmt: skip
     rotated = values.double() * signs.double() * n**-0.5

@@ -19,6 +19,7 @@ class HeadMaxima:
         log2_size: A head has ``2^log2_size`` elements, at most a tile's.
         heads: Heads of a token; whole tiles.
         kv_heads: Groups of them that share a scale.
+        tokens: Of a sequence; the same kernel for any number, in another launch.
         fusion: What the second pass does; its prologue is also this kernel's.
         programmatic: Programmatic dependent launch.
         signs: ``NO_SIGNS`` or ``SIGNS_BEFORE``.
@@ -37,6 +38,7 @@ class HeadMaxima:
     log2_size: int
     heads: int
     kv_heads: int
+    tokens: int
     fusion: Fusion
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
@@ -52,9 +54,10 @@ class HeadMaxima:
         """Tiles of a token."""
         return (self.heads << self.log2_size) >> TILE_LOG2
 
-    def grid_of(self, batch: int, tokens: int) -> int:
-        """Blocks to launch for ``batch`` sequences of ``tokens`` tokens."""
-        workers = batch * -(-tokens // self.chunk) * self.token_tiles
+    def grid(self, rows: int, multiprocessors: int) -> int:
+        """Blocks to launch for ``rows`` heads of all tokens."""
+        batch = rows // (self.heads * self.tokens)
+        workers = batch * -(-self.tokens // self.chunk) * self.token_tiles
         return -(-workers // self.warps)
 
     def constants(self) -> dict[str, int]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hadacore.backends.cuda import quantize as backend
-from hadacore.backends.cuda.launch import cuda_code
+from hadacore.backends.cuda.launch import cuda_code, is_aligned
+from hadacore.elements import BY_DTYPE
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.configurations import TILE_LOG2, signs_placement
@@ -33,9 +34,9 @@ def quantize_heads(
             x, Rotation(n, transform_scale, False), signs, quantizer, None, None, rope, tables, None
         )
         return codes, scales.view(batch, tokens, heads)
-    fused = why_not(x, scale is not None)
-    if fused is not None:
-        return fused
+    reason = why_not(x, scale is not None)
+    if reason is not None:
+        return reason
     prologue: FusedPrologue | None = None
     if rope is not None:
         made = prologue_of_tensors(rope, n, x, tables, None)
@@ -43,7 +44,7 @@ def quantize_heads(
             return made
         prologue = made
     if signs is not None:
-        signs = signs.to(x.dtype).contiguous()
+        signs = signs.to(x.dtype)
     fusion = fusion_of_heads(quantizer, scale is not None, heads, kv_heads, prologue, rotates)
     operands = None if rope is None else operands_of(rope, x, tables, None)
     codes = x.new_empty(x.shape, dtype=quantizer.format.codes_dtype)
@@ -63,12 +64,12 @@ def quantize_heads(
 def why_not(x: Tensor, given: bool) -> str | None:
     """Why heads with one scale for each (batch, kv head) are not the kernels', or None if they are."""
     heads, n = x.shape[2:]
-    vector = 4 if x.dtype == torch.float32 else 8
+    vector = BY_DTYPE[x.dtype].vector_elements
     if n & (n - 1) or not vector <= n <= 1 << TILE_LOG2:
         return f"heads of {n} elements are no power of two from {vector} to {1 << TILE_LOG2}"
     if not given and heads * n % (1 << TILE_LOG2):
         return f"a token of {heads} heads of {n} elements is no multiple of {1 << TILE_LOG2}"
-    if not backend.is_dense(x):
+    if not is_aligned(x):
         return "the heads are not contiguous, or do not start on 16 bytes"
     if x.numel() == 0:
         return "there are no elements"
@@ -82,6 +83,7 @@ def _measuring(x: Tensor, kv_heads: int, fusion: Fusion, signs: bool) -> HeadMax
         x.shape[-1].bit_length() - 1,
         x.shape[2],
         kv_heads,
+        x.shape[1],
         fusion,
         signs=signs_placement(signs, False),
     )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hadacore.backends.cuda import quantize as backend
-from hadacore.backends.cuda.launch import cuda_code
-from hadacore.backends.cuda.quantize import is_dense
+from hadacore.backends.cuda.launch import cuda_code, is_aligned
+from hadacore.elements import BY_DTYPE
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.fusion import FusedPrologue, Fusion, fused_prologue, scale_factor
@@ -68,13 +68,13 @@ def prologue_of_tensors(
     """The prologue as a part of a kernel, or why these tensors cannot have it."""
     of_type = operands if not isinstance(prologue, RotaryEmbedding) else ()
     for tensor in (x, *operands, *(() if residual is None else (residual,))):
-        if not is_dense(tensor):
+        if not is_aligned(tensor):
             return "a fused prologue reads contiguous tensors that start on 16 bytes"
     if any(t.dtype != x.dtype for t in of_type) or (residual is not None and residual.dtype != x.dtype):
         return "a fused prologue reads tensors of x's type"
     if not isinstance(prologue, RotaryEmbedding):
         return fused_prologue(prologue, n)
-    cos, vector = operands[0], 4 if x.dtype == torch.float32 else 8
+    cos, vector = operands[0], BY_DTYPE[x.dtype].vector_elements
     if cos.dtype not in (torch.float32, x.dtype) or operands[1].dtype != cos.dtype:
         return "a fused rotary embedding reads tables of float32 or of x's type"
     if cos.shape[1] % vector:
@@ -103,8 +103,8 @@ def _launch(
     if quantizer.block == 0:
         assert given is not None
         scales.copy_(given)
-    elif quantizer.swizzled and scales.numel() > rows * (n // quantizer.block):
-        scales.view(torch.uint8).zero_()  # padding of the last tiles is zeros
+    elif quantizer.swizzled:
+        layouts.clear_padding(scales, rows * (n // quantizer.block))
     matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
     backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands)
     return codes, scales

@@ -26,7 +26,6 @@ from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
-from hadacore.kernels.head_maxima import HeadMaxima
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
 from hadacore.matrices import factor
 
@@ -66,17 +65,10 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
-def launch_shape(
-    configuration: Configuration, rows: int, multiprocessors: int, grid: int | None = None
-) -> dict[str, Any]:
-    """The launch of ``rows`` rows (of ``columns.cu``, tiles; or of ``grid`` blocks, where rows do not tell) as keyword
-    arguments of ``cuda.core.LaunchConfig``."""
-    if isinstance(configuration, HeadMaxima):
-        assert grid is not None
-    else:
-        grid = configuration.grid(rows, multiprocessors)
+def launch_shape(configuration: Configuration, rows: int, multiprocessors: int) -> dict[str, Any]:
+    """The launch of ``rows`` rows (of ``columns.cu``, tiles) as keyword arguments of ``cuda.core.LaunchConfig``."""
     shape: dict[str, Any] = {
-        "grid": grid,
+        "grid": configuration.grid(rows, multiprocessors),
         "block": configuration.threads,
         "shmem_size": configuration.shared_bytes,
     }
@@ -143,7 +135,7 @@ def choose_for_device(request: Request) -> Configuration:
     )  # fmt: skip
 
 
-def prepare(configuration: Configuration, rows: int, device_index: int, *, grid: int | None = None) -> PreparedLaunch:
+def prepare(configuration: Configuration, rows: int, device_index: int) -> PreparedLaunch:
     """Compile and load a configuration, and work out its launch. The device must be the current one.
 
     Raises:
@@ -159,7 +151,7 @@ def prepare(configuration: Configuration, rows: int, device_index: int, *, grid:
         configuration.shared_bytes,
         device_index,
     )
-    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count, grid))
+    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
     works_in_place = not isinstance(configuration, BaseConfiguration) or configuration.works_in_place
     return PreparedLaunch(kernel, shape, works_in_place)
 
@@ -263,6 +255,16 @@ def _launch(
     cuda_core().launch(stream, prepared.shape, prepared.kernel, *arguments)
 
 
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether a kernel can read it in vectors as one flat array."""
+    return tensor.is_contiguous() and tensor.data_ptr() % VECTOR_BYTES == 0
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or, where a kernel cannot read it in vectors, a copy that it can."""
+    return tensor if is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _copy_of(x: Tensor) -> Tensor:
     """A copy with x's strides. Configurations that spread a row over blocks are for few rows, which are quick to copy."""
     copy = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
@@ -279,8 +281,8 @@ def transform(
     """
     if x.numel() == 0:
         return
-    if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % VECTOR_BYTES):
-        signs = signs.clone(memory_format=torch.contiguous_format)
+    if signs is not None:
+        signs = aligned(signs)
     if size > _MAXIMUM_ROW and base is None and size & (size - 1) == 0:
         from hadacore.backends.cuda import passes  # which imports this module
 

@@ -12,6 +12,7 @@ from hadacore.backends.cuda.launch import (
     VECTOR_BYTES,
     PreparedLaunch,
     Request,
+    aligned,
     enter_device,
     find_prepared,
     kernel_arguments,
@@ -72,11 +73,6 @@ class PrologueOperands:
         return (*addresses, residual, self.epsilon, self.tokens)
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether a kernel reads it in aligned vectors as one flat array."""
-    return tensor.is_contiguous() and tensor.data_ptr() % VECTOR_BYTES == 0
-
-
 def quantize(
     x: Tensor, codes: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, fusion: Fusion, matrix: ScaleMatrix,
     operands: PrologueOperands | None = None,
@@ -89,8 +85,8 @@ def quantize(
     elements = codes.numel() * 8 * codes.element_size() // code_bits(fusion)
     if elements == 0:
         return
-    if signs is not None and (not signs.is_contiguous() or signs.data_ptr() % VECTOR_BYTES):
-        signs = signs.clone(memory_format=torch.contiguous_format)
+    if signs is not None:
+        signs = aligned(signs)
     strides = None
     if x.data_ptr() % VECTOR_BYTES:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -109,8 +105,8 @@ def quantize(
 
 
 @functools.lru_cache(maxsize=1024)
-def _prepare_measuring(configuration: HeadMaxima, batch: int, tokens: int, device_index: int) -> PreparedLaunch:
-    return prepare(configuration, 0, device_index, grid=configuration.grid_of(batch, tokens))
+def _prepare_measuring(configuration: HeadMaxima, rows: int, device_index: int) -> PreparedLaunch:
+    return prepare(configuration, rows, device_index)
 
 
 def measure_heads(
@@ -118,11 +114,13 @@ def measure_heads(
     operands: PrologueOperands | None,
 ) -> None:  # fmt: skip
     """Raise ``magnitudes``, ``(batch, kv heads)`` of zeros, to the largest rotated ones of ``(batch, tokens, heads, n)``."""
-    batch, tokens, heads, n = x.shape
-    device_index = x.get_device()
+    n = x.shape[-1]
+    rows, device_index = x.numel() // n, x.get_device()
+    if signs is not None:
+        signs = aligned(signs)
     with enter_device(device_index):
-        prepared = _prepare_measuring(configuration, batch, tokens, device_index)
-        arguments = kernel_arguments(x, magnitudes, scale, batch * tokens * heads, n, signs, None)
+        prepared = _prepare_measuring(configuration, rows, device_index)
+        arguments = kernel_arguments(x, magnitudes, scale, rows, n, signs, None)
         if operands is not None:
             arguments += operands.arguments()
         launch_prepared(prepared, device_index, arguments + matrix.arguments())
