@@ -41,3 +41,4 @@ ELEMENTS: tuple[Element, ...] = (
 BY_DTYPE: dict[torch.dtype, Element] = {e.dtype: e for e in ELEMENTS}
 BY_NAME: dict[str, Element] = {e.name: e for e in ELEMENTS}
 CUDA_ELEMENTS: tuple[Element, ...] = tuple(e for e in ELEMENTS if e.cuda_code is not None)
+BY_CUDA_CODE: dict[int, Element] = {e.cuda_code: e for e in ELEMENTS if e.cuda_code is not None}

@@ -28,7 +28,7 @@ template <int MANTISSA, int BIAS>
 __device__ __forceinline__ u32 eight_bit_code(float v, float maximum) {
   if (v != v) return 0x7f;
   const u32 sign = mov_b32_f32(v) >> 31 << 7;
-  return sign | round_to_code<MANTISSA, BIAS>(min_f32(mov_f32_b32(mov_b32_f32(v) & 0x7fffffffu), maximum));
+  return sign | round_to_code<MANTISSA, BIAS>(min_f32(abs_f32(v), maximum));
 }
 
 // E4M3 of one value, also where it is a block's scale.

@@ -13,6 +13,7 @@ import functools
 import math
 from dataclasses import dataclass, field, replace
 
+from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, MANY_ELEMENTS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
@@ -107,14 +108,13 @@ class BaseConfiguration:
 
     def _with_fusion(self, fusion: Fusion, shared: int, stage: int) -> int:
         """Check that the quantizer's blocks fit, and return the bytes of shared memory with it."""
-        run = (4 if self.element_code == _FLOAT32 else 8) // (
-            2 if self.wgmma and self.log2_size < self.log2_group else 1
-        )
+        vector = BY_CUDA_CODE[self.element_code].vector_elements
+        run = vector // 2 if self.wgmma and self.log2_size < self.log2_group else vector
         if fusion.prologue is not None:
             if not fusion.prologue.gated or self.stages == 0:
                 raise ValueError(f"sizes with a base have gated activations only, of panels in shared memory: {self}")
             shared += self.stages * stage  # of up
-        if 1 << self.log2_size < (4 if self.element_code == _FLOAT32 else 8):
+        if 1 << self.log2_size < vector:
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):
             most = 1 << (self.log2_size + 4)  # the columns of 16 rows of the panel

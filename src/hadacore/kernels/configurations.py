@@ -11,6 +11,7 @@ import functools
 import math
 from dataclasses import dataclass, field, replace
 
+from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.fusion import Fusion
 
@@ -133,7 +134,7 @@ class KernelConfiguration:
     @property
     def group(self) -> int:
         """Consecutive elements that a thread stores at a time."""
-        vector = 4 if self.element_code == 2 or self.output == 2 else 8
+        vector = min(BY_CUDA_CODE[code].vector_elements for code in (self.element_code, self.output))
         if self.kernel == "warp_rows":
             return vector
         return min(vector, 8 * self.tiles // (self.passes * self.warps * self.cluster))

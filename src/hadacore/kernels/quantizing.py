@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from hadacore.elements import BY_CUDA_CODE
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import Architecture
 from hadacore.kernels.base_configurations import base_candidates
@@ -30,8 +31,7 @@ def find_fusion(
         prologue: What precedes, or None.
         heads: Rows of a token, for a rotary embedding.
     """
-    vector = 4 if element_code == 2 else 8
-    if size < vector:
+    if size < BY_CUDA_CODE[element_code].vector_elements:
         return f"a transform of {size} elements is shorter than a vector of 16 bytes"
     matrix = factor(size)
     if matrix.base_order == 1 and size > 1 << MAXIMUM_LOG2_ROW:

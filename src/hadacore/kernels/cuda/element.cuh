@@ -18,8 +18,19 @@
 #endif
 #ifndef PROLOGUE  // prologue.cuh
 #define PROLOGUE 0
+#define GATED_LAYOUT 0
 #define PROLOGUE_PARAMETERS
 #endif
+
+// What comes before the transform: a gated activation, a normalisation, or a rotary embedding.
+enum PrologueIs {
+  NO_PROLOGUE = 0, SILU_MUL = 1, GELU_TANH_MUL = 2, GELU_ERF_MUL = 3, RMS_NORM = 4, RMS_NORM_RESIDUAL = 5, ROPE_HALF = 6, ROPE_INTERLEAVED = 7
+};
+enum GatedLayout { SEPARATE = 0, GATE_UP = 1, UP_GATE = 2 };
+
+constexpr bool kGated = PROLOGUE >= SILU_MUL && PROLOGUE <= GELU_ERF_MUL;
+constexpr bool kNormalises = PROLOGUE == RMS_NORM || PROLOGUE == RMS_NORM_RESIDUAL;
+constexpr bool kRotary = PROLOGUE == ROPE_HALF || PROLOGUE == ROPE_INTERLEAVED;
 
 enum Element { FLOAT16 = 0, BFLOAT16 = 1, FLOAT32 = 2 };
 

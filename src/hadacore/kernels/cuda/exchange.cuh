@@ -30,8 +30,8 @@ constexpr u32 kFullBarrier = kExchangeBytes + kStagingBytes;
 #define MAXIMA_SLOTS 1
 #define MAXIMA_BLOCKS CLUSTER
 constexpr u32 kSquares = (kFullBarrier + (CLUSTER > 1 ? 8 : 0) + 15) / 16 * 16;  // 16 bytes for each part of a row that is normalised
-constexpr u32 kEndOfOtherShared = PROLOGUE == 4 || PROLOGUE == 5 ? kSquares + 16 * kParts : kFullBarrier + (CLUSTER > 1 ? 8 : 0);
-constexpr u32 kBytesOfOtherBlocks = kExchangeBytes - kExchangeBytes / CLUSTER + (kEndOfOtherShared > kSquares ? 16 * (kParts - WARPS) : 0);
+constexpr u32 kEndOfOtherShared = kNormalises ? kSquares + 16 * kParts : kFullBarrier + (CLUSTER > 1 ? 8 : 0);
+constexpr u32 kBytesOfOtherBlocks = kExchangeBytes - kExchangeBytes / CLUSTER + (kNormalises ? 16 * (kParts - WARPS) : 0);
 
 // Elements a thread reads from each part at a time: a 16-byte store if its share of the row allows it.
 constexpr int kShare = 8 * kPassTiles / kParts;

@@ -31,7 +31,7 @@ constexpr u32 kGroupBytes = 128 * kPaddedOrder;
 constexpr int kPanels = PROLOGUE ? 2 : 1;
 constexpr u32 kPanelBytes = kGroups * kGroupBytes;
 constexpr u32 kUnitBytes = kPanels * kPanelBytes;
-static_assert(!PROLOGUE || (PROLOGUE <= 3 && !STRIDED && !kGathered && STAGES > 0), "prologues that panels can have");
+static_assert(!PROLOGUE || (kGated && !STRIDED && !kGathered && STAGES > 0), "prologues that panels can have");
 constexpr u32 kStageBytes = UNITS * kUnitBytes;
 
 // A vector of a unit: its chunk among all of the unit's, and its i.
@@ -51,7 +51,7 @@ __device__ __forceinline__ int offset_in_row(int i, int column) { return i * kCo
 __device__ __forceinline__ const char* element_of_x(const Rows& r, i64 row, int offset) {
 #if PROLOGUE
   // Of the gate; in rows that hold both, every row of the tensor before this one has as many elements again.
-  if (GATED_LAYOUT != 0) return r.x + (row * kSize + row * kSize / ROW_ELEMENTS * ROW_ELEMENTS + offset) * kElementBytes;
+  if (GATED_LAYOUT != SEPARATE) return r.x + (row * kSize + row * kSize / ROW_ELEMENTS * ROW_ELEMENTS + offset) * kElementBytes;
 #endif
   return r.x + (row_start(r, row, r.x_outer, r.x_inner) + offset) * kElementBytes;
 }

@@ -8,15 +8,6 @@
 //
 // 16-bit kernels hand the fp32 result to the Tensor Cores as bfloat16 high + low, 16 bits of significand (tile.cuh).
 
-enum PrologueIs {
-  NO_PROLOGUE = 0, SILU_MUL = 1, GELU_TANH_MUL = 2, GELU_ERF_MUL = 3, RMS_NORM = 4, RMS_NORM_RESIDUAL = 5, ROPE_HALF = 6, ROPE_INTERLEAVED = 7
-};
-enum GatedLayout { SEPARATE = 0, GATE_UP = 1, UP_GATE = 2 };
-
-constexpr bool kGated = PROLOGUE >= SILU_MUL && PROLOGUE <= GELU_ERF_MUL;
-constexpr bool kNormalises = PROLOGUE == RMS_NORM || PROLOGUE == RMS_NORM_RESIDUAL;
-constexpr bool kRotary = PROLOGUE == ROPE_HALF || PROLOGUE == ROPE_INTERLEAVED;
-
 // The last parameters but those of the quantizer. `operand`: up; weight; cos. `second_operand`: sin.
 #define PROLOGUE_PARAMETERS                                                                                 \
   , const char *operand, const char *second_operand, const char *positions, char *residual, double epsilon, \
