@@ -118,22 +118,24 @@ def _sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: i
     return Configuration("panel", 1, parts, columns, warps, stages, programs, order, order, order, SYLVESTER)
 
 
-# float16 and bfloat16, by log2 of the size. Programs loop over rows, as many as a multiprocessor of sm_90 holds by the
-# compiler's count of registers and shared memory: more would be a second wave.
+# float16 and bfloat16, by log2 of the size; bfloat16 as float16. The fastest candidates on an H200, cold, by the larger of the
+# ratios to a copy at 2^23 and 2^25 elements. Programs loop over rows: more than a multiprocessor holds are a second wave, which
+# is no loss where each has one tile.
 _SIXTEEN_BIT: dict[int, Configuration] = {
-    **{k: Configuration("butterflies", 2048 >> k, 1, 1 << k, 2, 1, 16) for k in range(4)},
-    4: Configuration("short_rows", 128, 1, 16, 4, 2, 8),
-    5: Configuration("short_rows", 64, 1, 32, 4, 2, 8),
-    6: Configuration("short_rows", 64, 1, 64, 4, 2, 6),
-    7: Configuration("short_rows", 64, 1, 128, 4, 2, 3),
-    8: Configuration("short_rows", 32, 2, 128, 4, 2, 3),
-    9: Configuration("short_rows", 16, 4, 128, 4, 2, 3),
+    0: Configuration("butterflies", 512, 1, 1, 1, 1, 128),
+    **{k: Configuration("butterflies", 1024 >> k, 1, 1 << k, 1, 1, 128) for k in range(1, 4)},
+    4: Configuration("short_rows", 128, 1, 16, 4, 1, 128),
+    5: Configuration("short_rows", 64, 1, 32, 4, 1, 128),
+    6: Configuration("short_rows", 64, 1, 64, 4, 1, 128),
+    7: Configuration("short_rows", 64, 2, 64, 4, 2, 8),
+    8: Configuration("short_rows", 32, 4, 64, 4, 2, 4),
+    9: Configuration("short_rows", 16, 8, 64, 4, 2, 4),
     10: _sylvester_panel(64, 1, 16, 4, 3, 9),
     11: _sylvester_panel(64, 1, 32, 4, 3, 7),
     12: _sylvester_panel(64, 1, 64, 4, 3, 4),
-    13: _sylvester_panel(64, 2, 64, 4, 2, 3),
-    14: _sylvester_panel(64, 4, 64, 8, 2, 1),
-    15: _sylvester_panel(64, 8, 64, 8, 2, 1),
+    13: _sylvester_panel(64, 4, 32, 4, 2, 4),
+    14: _sylvester_panel(64, 4, 64, 4, 2, 2),
+    15: _sylvester_panel(128, 4, 64, 8, 2, 1),
 }
 
 # AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
@@ -157,14 +159,15 @@ def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: i
     return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)
 
 
-# float32, by log2 of the size. A warp holds up to 2048 elements without a spill, and then needs no shared memory at all.
+# float32, by log2 of the size, measured as above. A warp that holds 2048 elements needs no shared memory, but four are faster.
 _FLOAT32: dict[int, Configuration] = {
-    **{k: _butterflies(1024 >> k, k, 1, 32) for k in range(11)},
-    11: _butterflies(1, 11, 1, 24),
-    12: _butterflies(1, 12, 4, 8),
+    **{k: _butterflies(512 >> k, k, 1, 128) for k in range(10)},
+    10: _butterflies(2, 10, 1, 128),
+    11: _butterflies(1, 11, 4, 32),
+    12: _butterflies(1, 12, 8, 16),
     13: _butterflies(1, 13, 8, 4),
-    14: _butterflies(1, 14, 16, 2),
-    15: _butterflies(1, 15, 32, 1),
+    14: _butterflies(1, 14, 8, 4),
+    15: _butterflies(1, 15, 16, 4),
 }
 
 
@@ -187,7 +190,8 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
     """
     all_columns = 1 << log2_columns
     # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (float16, sm_90).
-    columns = min(all_columns, 2 * _PANEL_COLUMNS if all_columns >= 1024 else _PANEL_COLUMNS)
+    wide = 2 * _PANEL_COLUMNS if product == DIRECT else 4 * _PANEL_COLUMNS
+    columns = min(all_columns, wide if all_columns >= 1024 else _PANEL_COLUMNS)
     whole = order <= LARGEST_FUSED_ORDER
     block = max(_SMALLEST_PRODUCT, _power_above(order)) if whole else _BLOCK_OF_MANY
     if product == DIRECT:
@@ -200,8 +204,11 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
         rows = max(1, _SMALLEST_PRODUCT // columns)
     parts = all_columns // columns
     elements = block * rows * all_columns
-    warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
-    stages = 2 if step == block and block <= 128 and not amd else 1
+    if amd:
+        warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
+    else:
+        warps = 4 if elements <= 16384 and block < 256 else 8
+    stages = 1 if step < block or block > 128 or amd else 3 if elements <= 2048 else 2
     programs = 1 if step == block == 256 else max(1, 16 // warps)
     return Configuration("panel", rows, parts, columns, warps, stages, programs, order, block, step, product)
 
