@@ -351,23 +351,31 @@ def butterflies(
     j = element % COLUMNS
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         first = tile * ROWS
+        inside = first + r < rows
         if STRIDED:
-            inside = first + r < rows
             source = x + _row_starts(first + r, inner_rows, x_outer, x_inner, COLUMNS, True) + j
             target = out + _row_starts(first + r, inner_rows, out_outer, out_inner, COLUMNS, True) + j
         else:
-            inside = first + r < rows
-            source = x + (first + r) * COLUMNS + j
-            target = out + (first + r) * COLUMNS + j
+            # One sum, as the compiler does not see that element // 1 and element % 1 are together as contiguous as element.
+            source = x + first * COLUMNS + element
+            target = out + first * COLUMNS + element
         sign_index = ((first + r) % sign_rows).to(tl.int32) * COLUMNS + j
-        values = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+        # A mask that may change between elements makes each a memory access of its own, as rows of one element would all be.
+        unmasked = COLUMNS == 1 and first + ROWS <= rows
+        if unmasked:
+            values = tl.load(source).to(tl.float32)
+        else:
+            values = tl.load(source, mask=inside, other=0.0).to(tl.float32)
         if SIGNS == _SIGNS_BEFORE:
             values = _with_signs(values, signs, sign_index, inside)
         values = _butterflies(values, TILE, LOG2_COLUMNS, WARP_BITS) * scale
         if SIGNS == _SIGNS_AFTER:
             values = _with_signs(values, signs, sign_index, inside)
         if EPILOGUE == 0:
-            _store(target, values, inside)
+            if unmasked:
+                _store(target, values, None)
+            else:
+                _store(target, values, inside)
         else:
             values = tl.reshape(values, [ROWS, COLUMNS])
             row_scale, reciprocal, finite = _row_scale(tl.max(_magnitude_bits(values), 1), amax_factor)
