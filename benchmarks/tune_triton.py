@@ -1,6 +1,9 @@
 """Checks and times Triton configurations against a copy, on the GPU at hand.
 
     python benchmarks/tune_triton.py --out DIR
+    python benchmarks/tune_triton.py --measured benchmarks/results/h200/triton-candidates.csv --seconds 90 --out DIR
+
+The second line times what is new since the results that the project has.
 
 First several processes compile each candidate and check it: against the float64 transform, a row with NaN beside others, and
 the same bits for one row as for many. Then one process times, cold, those that are right: the table's configurations
@@ -13,6 +16,7 @@ The table in ``hadacore/backends/triton/configurations.py`` holds the fastest of
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import queue
@@ -77,6 +81,20 @@ def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
     return jobs
 
 
+def identity(dtype: str, size: int | str, configuration: dict[str, Any]) -> tuple[str, ...]:
+    """What makes two candidates the same; a field that an earlier run did not have is at its default."""
+    fields = Configuration.__dataclass_fields__.values()
+    return (dtype, str(size), *(str(configuration.get(field.name, field.default)) for field in fields))
+
+
+def measured_candidates(file: Path) -> set[tuple[str, ...]]:
+    """The candidates that the CSV of an earlier run has times of."""
+    with file.open(newline="") as lines:
+        return {
+            identity(row["dtype"], row["hadamard_size"], row) for row in csv.DictReader(lines) if row["status"] == "ok"
+        }
+
+
 def device_at_hand() -> torch.device:
     """The GPU; the CPU where Triton interprets, to try this script."""
     return torch.device("cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "cpu")
@@ -97,15 +115,10 @@ def _exact(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _operation(job: Job, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    from hadacore.backends.triton.bases import known_base
-    from hadacore.backends.triton.launch import launch
+    from hadacore.backends.triton.launch import base_for, launch
 
     c, size = Configuration(**job["configuration"]), job["size"]
-    found = factor(size)
-    base = None
-    if found.base_order > 1:
-        stored = torch.bfloat16 if job["dtype"] == "float32" else BY_NAME[job["dtype"]].dtype
-        base = known_base(found, stored, device)
+    base = base_for(torch.empty(0, dtype=BY_NAME[job["dtype"]].dtype, device=device), c)
 
     def run(x: torch.Tensor, y: torch.Tensor) -> None:
         launch(c, x.view(-1, size), y.view(-1, size), size**-0.5, base=base)
@@ -340,6 +353,9 @@ def main() -> None:
     parser.add_argument("--checkers", type=int, default=CHECKERS, help="processes that compile and check")
     parser.add_argument("--seconds", type=float, default=270.0, help="time for everything")
     parser.add_argument("--table-only", action="store_true", help="only the configurations of the table")
+    parser.add_argument(
+        "--measured", type=Path, help="CSV of an earlier run; of its candidates only the table's are timed again"
+    )
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -354,6 +370,13 @@ def main() -> None:
     jobs = jobs_for(sizes, arguments.dtypes.split(","))
     if arguments.table_only:
         jobs = [job for job in jobs if job["rank"] == 0]
+    if arguments.measured:
+        known = measured_candidates(arguments.measured)
+        jobs = [
+            job
+            for job in jobs
+            if job["rank"] == 0 or identity(job["dtype"], job["size"], job["configuration"]) not in known
+        ]
     jobs.sort(key=lambda job: job["rank"])  # the table's first, then each size in turn, in case time runs out
     check_all(jobs, arguments.checkers, start + 0.55 * arguments.seconds)
     print(f"checked {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)

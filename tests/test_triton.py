@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,14 +22,24 @@ from hadacore.backends import selection, triton
 from hadacore.backends.cuda import requirements as cuda_requirements
 from hadacore.backends.triton import bases, requirements
 from hadacore.backends.triton.compiling import TARGETS, Compiled, compile_for
-from hadacore.backends.triton.configurations import candidates, choose, choose_base
-from hadacore.backends.triton.launch import base_for, configuration_for, launch, multiprocessors
+from hadacore.backends.triton.configurations import (
+    DIRECT,
+    THREE_PARTS,
+    Configuration,
+    base_candidates,
+    candidates,
+    choose,
+    choose_base,
+)
+from hadacore.backends.triton.launch import TO_INT8, base_for, configuration_for, launch, multiprocessors
+from hadacore.benchmarking.report import write_csv
 from hadacore.cli import compiling_triton
 from hadacore.cli.app import app
 from hadacore.errors import BackendUnavailableError
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.quantization import reference
 from tests import oracle, tolerances
+from tests.benchmarks import load_benchmark
 from tests.test_backends import GPU, ORDERS, POWERS
 
 pytestmark = pytest.mark.triton
@@ -40,7 +51,8 @@ def _rotated(x: torch.Tensor, **options: Any) -> torch.Tensor:
     """What the kernel has before it rounds: the same kernel, with an output in fp32."""
     n = x.shape[-1]
     out = torch.empty_like(x, dtype=torch.float32)
-    launch(configuration_for(x, n, None), x, out, n**-0.5, base=base_for(x, n), **options)
+    c = configuration_for(x, n, None)
+    launch(c, x, out, n**-0.5, base=base_for(x, c), **options)
     return out
 
 
@@ -288,6 +300,82 @@ def test_every_candidate_gives_the_same_result(sixteen_bit: bool) -> None:
             ), c
 
 
+BASE_SIZES = [48, 192, 768, 5120, 896, 1376, 5504, 856]
+
+
+def _shapes(size: int, dtype: torch.dtype) -> list[Configuration]:
+    """Candidates that divide the work differently."""
+    found, product = hadacore.factor(size), THREE_PARTS if dtype == torch.float32 else DIRECT
+    shapes: dict[Any, Configuration] = {}
+    for c in base_candidates(found.base_order, found.log2, product, shared_bytes=232448):
+        assert c.size == size and (c.kernel == "sums" or c.rows * c.columns >= 16)
+        shapes.setdefault((c.kernel, c.order, c.block, c.held, c.parts, c.columns, min(c.rows, 2)), c)
+    return list(shapes.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", BASE_SIZES)
+def test_every_candidate_of_a_base_gives_the_same_result(size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(5, size, device=GPU).to(dtype)
+    signs = (torch.randint(0, 2, (size,), device=GPU) * 2 - 1).to(dtype)
+    poisoned = x.clone()
+    poisoned[1, size // 2], poisoned[3, 0] = math.nan, math.inf
+    for c in _shapes(size, dtype):
+        base = base_for(x, c)
+        for inverse in (False, True):
+            y = torch.full_like(x, math.nan)
+            launch(c, x, y, size**-0.5, signs, inverse, base)
+            exact = oracle.transform(x, signs=signs, inverse=inverse)
+            limit = 8 if dtype == torch.float32 else tolerances.CORRECT_ROUNDING_RATIO
+            assert tolerances.relative_error(y, exact) <= limit * tolerances.rounding_error(exact, dtype), c
+        alone, beside = torch.empty_like(x[:1]), torch.empty_like(x)
+        launch(c, x[2:3], alone, size**-0.5, signs, True, base)
+        launch(c, poisoned, beside, size**-0.5, signs, True, base)
+        assert torch.equal(alone[0], y[2]) and torch.equal(beside[::2], y[::2]), c
+        assert not torch.isfinite(beside[1::2]).any(), c
+
+
+@pytest.mark.parametrize("size", [768, 5120, 1376])
+def test_every_candidate_of_a_base_makes_codes(size: int) -> None:
+    x = torch.randn(5, size, device=GPU).half()
+    x[3, 1] = math.nan
+    quantizer = Quantizer(BY_NAME["int8"], size)
+    for c in _shapes(size, x.dtype):
+        if c.blocks > 1:  # no program has all of a row
+            continue
+        rotated = torch.empty_like(x, dtype=torch.float32)
+        codes = torch.empty_like(x, dtype=torch.int8)
+        scales = torch.empty(5, 1, device=GPU)
+        launch(c, x, rotated, size**-0.5, base=base_for(x, c))
+        factor = quantizer.amax_factor
+        launch(c, x, codes, size**-0.5, base=base_for(x, c), epilogue=TO_INT8, scales=scales, amax_factor=factor)
+        expected_codes, expected_scales = reference.quantize(rotated, quantizer)
+        assert torch.equal(codes, expected_codes), c
+        assert torch.equal(scales.view(torch.int32), expected_scales.view(torch.int32)), c
+
+
+def test_bits_of_a_base_are_its_signs() -> None:
+    for order in (12, 20, 28):
+        bits = bases.base_bits(order)
+        signs = torch.tensor([1.0 - 2 * (bits >> i & 1) for i in range(order * order)]).view(order, order)
+        assert torch.equal(signs, oracle.known_base(order * 8).float())
+    order = next(order for order in range(36, 2048, 4) if not hadacore.factor(order).symmetric)
+    with pytest.raises(ValueError, match=f"symmetric base matrix, got {order}"):
+        bases.base_bits(order)
+
+
+def test_what_lies_around_a_callers_base_is_not_read() -> None:
+    for order in (20, 32):
+        around = torch.full((64, 64), math.nan, device=GPU)
+        base = around[:order, :order].copy_(torch.randn(order, order))
+        x = torch.randn(3, order * 4, device=GPU)
+        for inverse in (False, True):
+            y = torch.empty_like(x)
+            triton.transform(x, y, order * 4, 1.0, None, inverse, base)
+            exact = oracle.transform(x, 1.0, inverse=inverse, base=base)
+            assert tolerances.relative_error(y, exact) < 1e-6
+
+
 def test_a_base_is_covered_by_its_blocks() -> None:
     for order in (12, 16, 100, 128, 172, 2048):
         for product in (1, 2, 3):
@@ -296,6 +384,20 @@ def test_a_base_is_covered_by_its_blocks() -> None:
                 assert c.size == order << log2_columns
                 assert c.blocks * c.block >= order and c.rows * c.columns >= 16
                 assert c.works_in_place == (order <= c.block)
+
+
+def test_candidates_of_an_earlier_run_are_known(tmp_path: Path) -> None:
+    tune = load_benchmark("tune_triton")
+    jobs = tune.jobs_for([768], ["float16"])
+    done = [tune.row_of({**job, "elements": 1, "us": 2.0, "copy_us": 1.0}, {}) for job in jobs]
+    done[2]["status"] = "no answer in 90 s"
+    for row in done:
+        del row["held"]  # a column that the earlier run did not have
+    file = tmp_path / "candidates.csv"
+    write_csv(file, tuple(done[0]), done)
+    known = tune.measured_candidates(file)
+    new = [i for i, job in enumerate(jobs) if tune.identity("float16", 768, job["configuration"]) not in known]
+    assert new == [2]
 
 
 def test_the_grid_is_no_larger_than_the_rows() -> None:
@@ -311,13 +413,16 @@ def test_the_grid_is_no_larger_than_the_rows() -> None:
 COMPILED = """
 import sys, torch
 from hadacore.backends.triton.compiling import SHARED_BYTES, compile_for, epilogues
-from hadacore.backends.triton.configurations import DIRECT, choose, choose_base
+from hadacore.backends.triton.configurations import DIRECT, IEEE, SYLVESTER, Configuration, choose, choose_base
 target = sys.argv[1]
 amd = target.startswith("gfx")
 for c, dtype, codes in (
     (choose(1, True, amd), torch.bfloat16, False), (choose(6, True, amd), torch.float16, True),
     (choose(11, True, amd), torch.bfloat16, False), (choose(6, False, amd), torch.float32, False),
     (choose_base(12, 4, DIRECT, amd), torch.float16, True),
+    (Configuration("sums", 8, 2, 64, 4, 1, 1, 12, product=SYLVESTER), torch.float16, True),
+    (Configuration("sums", 2, 1, 64, 1, 1, 1, 12, product=IEEE), torch.float32, False),
+    (Configuration("panel", 2, 1, 16, 4, 1, 1, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
 ):
     for epilogue in epilogues(target) if codes else (0,):
         found = compile_for(target, c, dtype, signs=1 + (epilogue > 0), strided=epilogue == 0, epilogue=epilogue)
@@ -334,6 +439,23 @@ def test_kernels_compile_for_every_target(target: str) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(result.stdout.splitlines()) >= 7
+
+
+VECTORS = """
+import torch
+from hadacore.backends.triton import compiling
+from hadacore.backends.triton.configurations import choose
+compiling._read_nvidia = lambda assembled: print(assembled["ptx"].count(".global.v4")) or (0, 0)
+for sixteen_bit, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+    compiling.compile_for("sm_90", choose(0, sixteen_bit), dtype)
+"""
+
+
+def test_rows_of_one_element_are_read_in_vectors() -> None:
+    """512 of them by a warp: 2 or 4 loads of 16 bytes a lane, and as many stores."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", VECTORS], env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ["4", "8"], result.stderr[-2000:]
 
 
 def test_nothing_is_compiled_where_triton_interprets() -> None:

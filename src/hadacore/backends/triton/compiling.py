@@ -138,7 +138,7 @@ def compile_for(
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.endswith(("_outer", "_inner"))
+        if signature[name].startswith("*") or name.endswith(("_outer", "_inner", "_row_stride"))
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, aligned)
     compiled = triton.compile(

@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from hadacore.backends.triton.bases import base_bits, padded
+
 LARGEST_SIZE = 1 << 15
 LARGEST_ORDER = 2048  # of a base matrix, as in the CUDA backend
 LARGEST_FUSED_ORDER = 256  # up to here one program holds all of a row, as a scale for the row needs
@@ -22,6 +24,9 @@ _PANEL_COLUMNS = 64
 _BLOCK_OF_MANY = 128  # result rows of a program where several share a row
 _SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns, as compiled for sm_90
 _VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
+_LARGEST_SUMMED_ORDER = (
+    28  # of a base that is sums of parts; above, additions are as dear as a product, and registers too few
+)
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,18 @@ class Configuration:
     """A kernel and its launch.
 
     Attributes:
-        kernel: ``"short_rows"``, ``"panel"`` or ``"butterflies"``, functions in ``kernels.py``.
+        kernel: ``"short_rows"``, ``"panel"``, ``"butterflies"`` or ``"sums"``, functions in ``kernels.py``.
         rows: Rows that a program holds at a time.
-        parts: Parts of a row, in registers of their own.
+        parts: Parts of a row, in registers of their own; of ``sums`` those of a part, which stand in M above the rows.
         columns: Elements of a part, of a panel those of one of its rows.
         warps: Warps of a program.
         stages: Rows on their way from memory, the one at work included.
         programs: Programs for each multiprocessor, at most; they loop over the rows.
-        order: Of the base matrix of a panel, or of Sylvester's in its place.
-        block: Result rows of the base that a program computes, a power of two.
+        order: Of the base matrix, with the bits of the columns that are merged into it, or of Sylvester's in its place.
+        block: Result rows of the base in one product, a power of two.
+        held: Blocks that a program computes, from a base that it keeps in shared memory where there are several.
         step: Columns of the base in one product, a power of two.
-        product: SYLVESTER, DIRECT, THREE_PARTS or IEEE.
+        product: SYLVESTER, DIRECT, THREE_PARTS or IEEE; of ``sums`` SYLVESTER, or IEEE for additions alone.
         warp_bits: Index bits that a warp holds, whose butterflies are shuffles; those above go through shared memory.
     """
 
@@ -55,6 +61,7 @@ class Configuration:
     step: int = 1
     product: int = SYLVESTER
     warp_bits: int = _VECTOR_AND_LANES
+    held: int = 1
 
     @property
     def size(self) -> int:
@@ -64,7 +71,7 @@ class Configuration:
     @property
     def blocks(self) -> int:
         """Programs that share a row; each reads all of it."""
-        return -(-self.order // self.block)
+        return -(-self.order // (self.block * self.held)) if self.kernel == "panel" else 1
 
     @property
     def works_in_place(self) -> bool:
@@ -86,6 +93,20 @@ class Configuration:
                 "WARP_BITS": self.warp_bits,
                 "STAGES": self.stages,
             }
+        if self.kernel == "sums":
+            return {
+                "ORDER": self.order,
+                "BASE": base_bits(self.order),
+                "ROWS": self.rows,
+                "LOG2_ROWS": self.rows.bit_length() - 1,
+                "UPPER": self.parts,
+                "LOG2_UPPER": self.parts.bit_length() - 1,
+                "COLUMNS": self.columns,
+                "LOG2_COLUMNS": log2_columns,
+                "EXACT": self.product == SYLVESTER,
+                "WARP_BITS": self.warp_bits,
+                "STAGES": self.stages,
+            }
         shared = {
             "ROWS": self.rows,
             "PARTS": self.parts,
@@ -98,9 +119,12 @@ class Configuration:
         return {
             **shared,
             "ORDER": self.order,
+            "BASE_ORDER": padded(self.order),
             "M": self.block,
+            "M_BLOCKS": self.held,
             "K": self.step,
             "K_STEPS": -(-self.order // self.step),
+            "KEPT": self.held > 1 or self.step >= self.order,
             "LOG2_COLUMNS": log2_columns,
             "PRODUCT": self.product,
             "WARP_BITS": self.warp_bits,
@@ -110,7 +134,7 @@ class Configuration:
     def __str__(self) -> str:
         shape = f"{self.rows} x ({self.order} x {self.parts} x {self.columns})"
         if self.kernel == "panel":
-            shape += f", base in blocks of {self.block} x {self.step}"
+            shape += f", base in {self.held} blocks of {self.block} x {self.step}"
         return f"{self.kernel} {shape}, {self.warps} warps, {self.stages} stages, {self.programs} programs"
 
 
@@ -118,12 +142,17 @@ def _sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: i
     return Configuration("panel", 1, parts, columns, warps, stages, programs, order, order, order, SYLVESTER)
 
 
+def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
+    warp_bits = log2_size if warps == 1 else _VECTOR_AND_LANES
+    return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)
+
+
 # float16 and bfloat16, by log2 of the size; bfloat16 as float16. The fastest candidates on an H200, cold, by the larger of the
 # ratios to a copy at 2^23 and 2^25 elements. Programs loop over rows: more than a multiprocessor holds are a second wave, which
 # is no loss where each has one tile.
 _SIXTEEN_BIT: dict[int, Configuration] = {
-    0: Configuration("butterflies", 512, 1, 1, 1, 1, 128),
-    **{k: Configuration("butterflies", 1024 >> k, 1, 1 << k, 1, 1, 128) for k in range(1, 4)},
+    0: _butterflies(512, 0, 1, 128),
+    **{k: _butterflies(1024 >> k, k, 1, 128) for k in range(1, 4)},
     4: Configuration("short_rows", 128, 1, 16, 4, 1, 128),
     5: Configuration("short_rows", 64, 1, 32, 4, 1, 128),
     6: Configuration("short_rows", 64, 1, 64, 4, 1, 128),
@@ -152,11 +181,6 @@ _SIXTEEN_BIT_AMD: dict[int, Configuration] = {
     14: _sylvester_panel(64, 4, 64, 8, 1, 4),
     15: _sylvester_panel(64, 8, 64, 8, 1, 4),
 }
-
-
-def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
-    warp_bits = log2_size if warps == 1 else _VECTOR_AND_LANES
-    return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)
 
 
 # float32, by log2 of the size, measured as above. A warp that holds 2048 elements needs no shared memory, but four are faster.
@@ -204,10 +228,8 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
         rows = max(1, _SMALLEST_PRODUCT // columns)
     parts = all_columns // columns
     elements = block * rows * all_columns
-    if amd:
-        warps = 4 if elements <= 8192 else 8 if elements <= 16384 else 16
-    else:
-        warps = 4 if elements <= 16384 and block < 256 else 8
+    in_four = 8192 if amd or block == 256 else 16384
+    warps = 4 if elements <= in_four else 8 if elements <= 2 * in_four or not amd else 16
     stages = 1 if step < block or block > 128 or amd else 3 if elements <= 2048 else 2
     programs = 1 if step == block == 256 else max(1, 16 // warps)
     return Configuration("panel", rows, parts, columns, warps, stages, programs, order, block, step, product)
@@ -249,6 +271,18 @@ def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
                 parts = (1 << log2_size) // columns
                 for stages, programs in ((2, 12 // warps), (2, 16 // warps), (2, 32 // warps), (1, 128)):
                     yield Configuration("short_rows", rows, parts, columns, warps, stages, programs)
+    if log2_size == 10:
+        for stages, programs in ((1, 2), (2, 1), (2, 2)):
+            yield Configuration("short_rows", 16, 16, 64, 8, stages, programs)
+    if log2_size in (10, 11):
+        for rows, stages, programs in itertools.product((2, 4), (2, 3), (4, 6, 8)):
+            if rows << log2_size <= 4096:
+                yield replace(_sylvester_panel(64, 1, 1 << log2_size - 6, 4, stages, programs), rows=rows)
+        for stages, programs in ((3, 10), (3, 12), (4, 8), (4, 9)):
+            yield _sylvester_panel(64, 1, 1 << log2_size - 6, 4, stages, programs)
+    if log2_size == 15:
+        for parts, stages, programs in ((4, 3, 1), (8, 2, 1), (8, 2, 2), (8, 3, 1)):
+            yield _sylvester_panel(128, parts, 256 // parts, 8, stages, programs)
     for order, columns in ((32, 16), (64, 16), (32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
         parts, rest = divmod(1 << log2_size, order * columns)
         if rest or parts > 16 or order * columns * 16 < 1 << log2_size:
@@ -272,3 +306,64 @@ def _base_space(mine: Configuration) -> Iterator[Configuration]:
         for warps, stages in itertools.product((8, 16), (1, 2)):
             wider = replace(mine, parts=mine.parts // 2, columns=2 * mine.columns)
             yield replace(wider, warps=warps, stages=stages, programs=max(1, 16 // warps))
+    sixteen_bit, all_columns = mine.product == DIRECT, mine.parts * mine.columns
+    if mine.order <= _LARGEST_SUMMED_ORDER:
+        yield from _sums(mine.order, all_columns, sixteen_bit)
+    if sixteen_bit and mine.order <= LARGEST_FUSED_ORDER // 4:
+        yield from _merged(mine.order, all_columns)
+    for block in (32, 64):
+        held = -(-mine.order // block)
+        # 96 registers of a thread hold results, and 72 KiB of shared memory the base, so that two programs fit.
+        if sixteen_bit and mine.blocks == 1 and 2 <= held <= 4 and held * block * mine.rows * all_columns <= 12288:
+            whole = replace(mine, parts=1, columns=all_columns, block=block, step=block, held=held, warps=4)
+            for stages, programs in itertools.product((1, 2), (1, 2)):
+                yield replace(whole, stages=stages, programs=programs)
+    if sixteen_bit and mine.blocks > 1:
+        for rows, block, warps in itertools.product((2, 4, 8), (64, 128, 256), (4, 8)):
+            if 1024 * warps <= block * rows * all_columns <= 2048 * warps:
+                yield replace(mine, rows=rows, block=block, step=64, warps=warps, stages=1, programs=max(1, 8 // warps))
+
+
+def _sums(order: int, all_columns: int, sixteen_bit: bool) -> Iterator[Configuration]:
+    """The base as sums of parts; a part is 16 rows of a product, or four to a lane where there is none."""
+    if sixteen_bit and all_columns >= _SMALLEST_PRODUCT:
+        columns = min(all_columns, _PANEL_COLUMNS)
+        parts = all_columns // columns
+        for in_m, warps, stages in itertools.product((16, 32), (4, 8), (1, 2)):
+            if parts <= in_m and 32 * warps <= order * in_m * columns // 32 <= 160 * warps:
+                for programs in (8, 12, 16):
+                    rows = in_m // parts
+                    programs = max(1, programs // warps)
+                    yield Configuration("sums", rows, parts, columns, warps, stages, programs, order, product=SYLVESTER)
+        return
+    for warps, in_lane in itertools.product((1, 2, 4, 8, 16), (4, 8)):
+        part = 32 * warps * in_lane
+        if all_columns <= part <= max(all_columns, 512) and 32 <= order * in_lane <= 192:
+            bits = all_columns.bit_length() - 1 if warps == 1 else _VECTOR_AND_LANES
+            for programs in (16, 64):
+                yield Configuration(
+                    "sums", part // all_columns, 1, all_columns, warps, 1, max(1, programs // warps), order,
+                    product=IEEE, warp_bits=bits,
+                )  # fmt: skip
+
+
+def _merged(order: int, all_columns: int) -> Iterator[Configuration]:
+    """Bits of the columns as part of the base: 14336 is 28 x 512, of which 32 x 512 are computed, and 56 x 256, of 64 x 256."""
+    bits = 1
+    while order << bits <= 128 and all_columns >> bits >= _SMALLEST_PRODUCT:
+        merged, rest = order << bits, all_columns >> bits
+        bits += 1
+        block = _power_above(merged)
+        if block < 64:
+            continue
+        for columns, in_n in itertools.product((16, 32, 64), (1, 2, 4)):
+            parts = rest // columns
+            elements = block * in_n * rest
+            if columns > rest or parts > 8 or (in_n > 1 and in_n * rest > _PANEL_COLUMNS) or elements > 32768:
+                continue
+            warps = 4 if block * elements <= 1 << 20 else 8
+            for stages, programs in ((2, 8), (2, 16), (3, 16), (3, 32)):
+                if programs == 8 or elements <= 4096 or (programs == 16 and elements <= 16384):
+                    yield Configuration(
+                        "panel", in_n, parts, columns, warps, stages, max(1, programs // warps), merged, block, block, DIRECT
+                    )  # fmt: skip

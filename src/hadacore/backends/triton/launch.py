@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from hadacore.backends.cuda.strides import RowStrides, row_strides
-from hadacore.backends.triton.bases import known_base
+from hadacore.backends.triton.bases import in_zeros, known_base
 from hadacore.backends.triton.configurations import (
     DIRECT,
     IEEE,
     LARGEST_ORDER,
     LARGEST_SIZE,
+    SYLVESTER,
     THREE_PARTS,
     Configuration,
     choose,
@@ -68,12 +69,13 @@ def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuratio
     return choose_base(order, (size // order).bit_length() - 1, product, amd, shared_bytes(x.device))
 
 
-def base_for(x: Tensor, size: int) -> Tensor | None:
+def base_for(x: Tensor, configuration: Configuration) -> Tensor | None:
     """The library's base matrix that a configuration reads, or None where it reads none."""
-    if size & (size - 1) == 0:
+    if configuration.kernel != "panel" or configuration.product == SYLVESTER:
         return None
     # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
-    return known_base(factor(size), x.dtype if x.dtype in _SIXTEEN_BIT else torch.bfloat16, x.device)
+    dtype = x.dtype if x.dtype in _SIXTEEN_BIT else torch.bfloat16
+    return known_base(factor(configuration.size), dtype, x.device, configuration.order)
 
 
 @functools.lru_cache(maxsize=16)
@@ -124,7 +126,7 @@ def launch(
         scale: Factor of the result.
         signs: Contiguous, ``(k * size,)``, or None.
         inverse: Whether the base is transposed and the signs come after.
-        base: ``(m, m)`` of a panel that reads one.
+        base: ``(m, m)`` of a panel that reads one, in zeros as :func:`~hadacore.backends.triton.bases.in_zeros` has it.
         strides: Where rows start; None where x and out are contiguous.
         epilogue: STORE, or what makes codes.
         scales: fp32, one for each row, written by an epilogue that makes codes.
@@ -191,8 +193,7 @@ def transform(
     if signs is not None:
         signs = signs.contiguous()
     configuration = configuration_for(x, size, base)
-    if base is None:
-        base = base_for(x, size)
+    base = base_for(x, configuration) if base is None else in_zeros(base)
     strides = None
     if not (x.is_contiguous() and out.is_contiguous()):
         strides = row_strides(x, out, size)

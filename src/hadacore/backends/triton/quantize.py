@@ -80,8 +80,9 @@ def quantize(
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((x.numel() // n, 1), dtype=torch.float32, device=x.device)
     if x.numel():
+        configuration = configuration_for(x, n, None)
         launch(
-            configuration_for(x, n, None), x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
-            base_for(x, n), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
+            configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
+            base_for(x, configuration), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
         )  # fmt: skip
     return codes.view(quantizer.format.codes_dtype), scales
