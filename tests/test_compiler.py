@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,21 @@ def test_missing_cuda_core_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
             requirements.cuda_core()
     finally:
         requirements.cuda_core.cache_clear()
+
+
+def test_first_use_by_several_threads() -> None:
+    """A thread waits for another one's import to be done."""
+    code = """
+        import time
+        from concurrent.futures import ThreadPoolExecutor
+        from hadacore.backends.cuda import requirements
+        def find(number):
+            time.sleep(0.01 * number)
+            return requirements.cuda_core.__wrapped__().ProgramOptions
+        with ThreadPoolExecutor(40) as threads:
+            assert len(set(threads.map(find, range(40)))) == 1
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 def test_amd_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

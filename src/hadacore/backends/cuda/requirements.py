@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import threading
 from types import ModuleType
 
 import torch
 
 from hadacore.errors import BackendUnavailableError
+
+# cuda.core puts another module in its own place while it is imported: a second thread would find that one half done.
+_importing = threading.Lock()
 
 
 def _advice() -> str:
@@ -29,12 +34,12 @@ def cuda_core() -> ModuleType:
             "release; move the tensor to the CPU"
         )
     try:
-        import cuda.core
+        with _importing:
+            module = importlib.import_module("cuda.core")
     except ImportError as error:
         raise BackendUnavailableError(
             f"hadacore's CUDA backend needs the package cuda-core, which could not be imported ({error}). {_advice()}"
         ) from error
-    module: ModuleType = cuda.core
     return module
 
 
