@@ -14,7 +14,7 @@ from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
 from hadacore.kernels.fusion import fused_prologue, fusion_of, fusion_of_heads, scale_factor
-from hadacore.kernels.head_maxima import HeadMaxima
+from hadacore.kernels.heads import HeadsConfiguration
 from hadacore.prologues import GatedActivation, Prologue, RMSNorm, RotaryEmbedding
 from hadacore.quantization import prologue_reference
 from tests import oracle
@@ -189,7 +189,7 @@ def test_two_passes_over_heads(
     fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue, rotates)
     magnitudes, scales = torch.zeros(batch, kv_heads), torch.zeros(batch, kv_heads)
     codes = torch.zeros(x.shape, dtype=torch.uint8)
-    first = HeadMaxima(code, log2_size, heads, kv_heads, tokens, fusion, signs=SIGNS_BEFORE)
+    first = HeadsConfiguration(code, log2_size, heads, kv_heads, True, fusion, signs=SIGNS_BEFORE)
     made_of = Scales(scales, None, scale_factor(quantizer), tokens)
     EmulatedKernel(first).run(
         x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid(batch * tokens * heads, 1),
@@ -201,9 +201,7 @@ def test_two_passes_over_heads(
     rotated = rotated.reshape(batch, tokens, kv_heads, -1)
     expected = rotated.abs().amax((1, 3))
     assert ((magnitudes.double() - expected).abs() <= 2.0**-12 * expected).all()
-    second = replace(
-        candidates(code, log2_size, ARCHITECTURES["sm_90a"])[0].configuration, fusion=fusion, signs=SIGNS_BEFORE
-    )
+    second = replace(first, measures=False)
     EmulatedKernel(second).run(
         x, codes, n**-0.5, batch * tokens * heads, signs=signs, grid=second.grid(batch * tokens * heads, 1),
         scales=replace(made_of, given=magnitudes), operands=operands if has_rope else None,

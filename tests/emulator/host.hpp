@@ -363,6 +363,8 @@ __device__ __forceinline__ float shfl_sync_idx(float v, u32 lane) {
   return chosen;
 }
 
+__device__ __forceinline__ u32 shfl_sync_idx(u32 v, u32 lane) { return mov_b32_f32(shfl_sync_idx(mov_f32_b32(v), lane)); }
+
 __device__ __forceinline__ u32 redux_sync_max_u32(u32 v) {
   for (u32 mask = 1; mask < 32; mask *= 2) v = max_u32(v, mov_b32_f32(emulator::exchange_lanes(mov_f32_b32(v), mask, __func__)));
   return v;

@@ -1,7 +1,7 @@
 """From queries, keys and values to what is multiplied: rotary embedding, rotation of each head, codes and decode scales.
 
-The rules for scales and codes are those of ``docs/quantization.md``. FP8 queries and keys with a scale for each head or token
-go through :func:`hadacore.quantize_query_key`; everything else is composed here of the transform and PyTorch operations.
+The rules for scales and codes are those of ``docs/quantization.md``. FP8 with a scale for each head or token goes through the
+operator of :func:`hadacore.quantize_query_key`; everything else is composed here of the transform and PyTorch operations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hadacore.formats import BY_NAME, PER_TENSOR, SMALLEST_SCALE, Quantizer
 from hadacore.functional import hadamard_transform
 from hadacore.matrices import hadamard_matrix
 from hadacore.prologues import Prologue, RotaryEmbedding
-from hadacore.quantization import prologue_reference, quantize_query_key, rounding
+from hadacore.quantization import prologue_reference, rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,25 +124,24 @@ def prepare(
     # One operator for rotary embedding, rotation and quantization, where there is one.
     granularities = (PER_HEAD, PER_TOKEN) if packed is None else (PER_TOKEN,)
     one_pass = recipe.is_fp8 and not recipe.explicit and recipe.granularity in granularities
-    if one_pass and (recipe.rotate_value or recipe.granularity == PER_HEAD):
-        value = _quantize_values(v, recipe, signs)
+    if one_pass:
+        query, key = (_by_operator(x, kv_heads, recipe, recipe.rotate, signs, rope) for x in (q, k))
+        value = _by_operator(v, kv_heads, recipe, recipe.rotate_value, signs, None)
     else:
+        query = _prepare_one(q, recipe, recipe.rotate, signs, kv_heads, rope, of_q, quantize=recipe.quantize_query)
+        key = _prepare_one(k, recipe, recipe.rotate, signs, kv_heads, rope, of_k, quantize=True)
         value = _prepare_one(v, recipe, recipe.rotate_value, signs, kv_heads, None, of_k, quantize=True)
-    if one_pass and recipe.rotate and recipe.format is not None:
-        done = quantize_query_key(q, k, rope=rope, format=recipe.format, granularity=recipe.granularity, signs=signs)
-        return Operands(Operand(done.q, done.q_descale), Operand(done.k, done.k_descale), value, q.dtype, signs)
-    query = _prepare_one(q, recipe, recipe.rotate, signs, kv_heads, rope, of_q, quantize=recipe.quantize_query)
-    key = _prepare_one(k, recipe, recipe.rotate, signs, kv_heads, rope, of_k, quantize=True)
     return Operands(query, key, value, q.dtype, signs)
 
 
-def _quantize_values(v: Tensor, recipe: AttentionRecipe, signs: Tensor | None) -> Operand:
-    """Values by the operator of queries and keys, rotated or not."""
-    heads, n = v.shape[2:]
-    rotate = recipe.rotate_value
+def _by_operator(
+    x: Tensor, kv_heads: int, recipe: AttentionRecipe, rotate: bool, signs: Tensor | None, rope: Prologue | None
+) -> Operand:
+    """FP8 by the operator that :func:`hadacore.quantize_query_key` runs, rotated or not."""
+    interleaved = rope is not None and rope.description == RotaryEmbedding(True)
     codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
-        v, recipe.format, heads, recipe.granularity == PER_TOKEN, None, 1.0, n**-0.5 if rotate else 1.0,
-        None if signs is None or not rotate else signs.to(v.dtype), False, [], rotate,
+        x, recipe.format, kv_heads, recipe.granularity == PER_TOKEN, None, 1.0, x.shape[3] ** -0.5 if rotate else 1.0,
+        None if signs is None or not rotate else signs.to(x.dtype), interleaved, [] if rope is None else list(rope.operands), rotate,
     )  # fmt: skip
     return Operand(codes, scales)
 

@@ -3,7 +3,7 @@
 // The rules are those of docs/quantization.md, one rounded fp32 operation each. Magnitudes are compared as bit patterns
 // without sign, which is the order of the numbers, NaN above infinity above everything finite.
 
-// HEAD_SCALES: fp32, of magnitudes that head_maxima.cu has left for each (batch, kv head); GIVEN_HEAD_SCALES: given for each.
+// HEAD_SCALES: fp32, of magnitudes that heads.cu has left for each (batch, kv head); GIVEN_HEAD_SCALES: given for each.
 enum ScaleType { GIVEN_SCALE = 0, FP32_SCALES = 1, E8M0_SCALES = 2, E4M3_SCALES = 3, HEAD_SCALES = 4, GIVEN_HEAD_SCALES = 5 };
 constexpr bool kScalesOfHeads = SCALE_TYPE == HEAD_SCALES || SCALE_TYPE == GIVEN_HEAD_SCALES;
 constexpr bool kMakesScales = SCALE_TYPE >= FP32_SCALES && SCALE_TYPE <= E4M3_SCALES;
@@ -54,15 +54,16 @@ struct Quantizer {
     return s;
   }
 
-  // Of a head, `row` counting heads of all tokens. The first row of those that share it stores it.
-  __device__ __forceinline__ BlockScale scale_of_head(u32 row, bool has_first_element) const {
-    const u32 token = row / HEADS, head = row % HEADS, batch = token / scale_rows;
-    const u32 group = batch * KV_HEADS + head / (HEADS / KV_HEADS);
-    const u32 bits = ld_global_u32(of_heads + 4 * group);
+  // Scale `number`, counting (batch, kv head).
+  __device__ __forceinline__ BlockScale scale_of_heads(u32 number) const {
+    const u32 bits = ld_global_u32(of_heads + 4 * number);
     if (SCALE_TYPE == GIVEN_HEAD_SCALES) return {rcp_rn_f32(mov_f32_b32(bits)), 0};
-    const BlockScale s = scale_of(bits);
-    if (has_first_element && token == batch * scale_rows && head % (HEADS / KV_HEADS) == 0) st_global_u32(scales + 4 * group, s.code);
-    return s;
+    return scale_of(bits);
+  }
+
+  // Of a head, `row` counting heads of all tokens.
+  __device__ __forceinline__ BlockScale scale_of_head(u32 row) const {
+    return scale_of_heads(row / HEADS / scale_rows * KV_HEADS + row % HEADS / (HEADS / KV_HEADS));
   }
 
   // Block number `block`, counting along the rows of scales: less than 2^32 in any memory, as blocks have 16 elements or more.

@@ -13,9 +13,9 @@ from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
 from hadacore.kernels.base_signs import base_signs_text, dense_base
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
-from hadacore.kernels.head_maxima import HeadMaxima
+from hadacore.kernels.heads import HeadsConfiguration
 
-Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration | HeadMaxima
+Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration | HeadsConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -45,13 +45,13 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
         "base_rows.cu",
     ),
     "columns": ("columns.cu",),
-    "head_maxima": ("rows.cuh", "tile.cuh", "head_maxima.cu"),
+    "heads": ("rows.cuh", "tile.cuh", "heads.cu"),
 }
 
 # Those before the kernel itself that a quantizing epilogue needs.
 _QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
     "warp_rows": (),
-    "head_maxima": (),
+    "heads": (),
     "exchange_rows": ("row_maximum.cuh",),
     "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
 }
@@ -104,7 +104,7 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
 
 
 def _constants(c: Configuration) -> dict[str, int]:
-    if isinstance(c, (BaseConfiguration, HeadMaxima)):
+    if isinstance(c, (BaseConfiguration, HeadsConfiguration)):
         return c.constants()
     if isinstance(c, ColumnsConfiguration):
         return {

@@ -14,7 +14,7 @@ from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.configurations import TILE_LOG2, signs_placement
 from hadacore.kernels.fusion import FusedPrologue, Fusion, fusion_of_heads, scale_factor
-from hadacore.kernels.head_maxima import HeadMaxima
+from hadacore.kernels.heads import HeadsConfiguration
 from hadacore.prologues import RotaryEmbedding
 from hadacore.quantization.composed import Rotation
 from hadacore.quantization.cuda_kernels import operands_of, prologue_of_tensors, quantize
@@ -51,13 +51,17 @@ def quantize_heads(
     if scale is not None:
         scales = scale.clone(memory_format=torch.contiguous_format)
         matrix = backend.ScaleMatrix(scales, scales, scale_factor(quantizer), tokens, 0)
+        if not HeadsConfiguration.takes(heads, n):
+            backend.quantize(x, codes, n, transform_scale, signs, False, fusion, matrix, operands)
+            return codes, scales
     else:
         scales = x.new_empty((batch, kv_heads), dtype=torch.float32)
         magnitudes = x.new_zeros((batch, kv_heads), dtype=torch.float32)
         matrix = backend.ScaleMatrix(scales, magnitudes, scale_factor(quantizer), tokens, 0)
-        configuration = _measuring(x, kv_heads, fusion, signs is not None)
-        backend.measure_heads(x, magnitudes, transform_scale, signs, configuration, matrix, operands)
-    backend.quantize(x, codes, n, transform_scale, signs, False, fusion, matrix, operands)
+        measuring = _configuration(x, kv_heads, fusion, signs is not None, measures=True)
+        backend.pass_over_heads(x, magnitudes, transform_scale, signs, measuring, matrix, operands)
+    quantizing = _configuration(x, kv_heads, fusion, signs is not None, measures=False)
+    backend.pass_over_heads(x, codes, transform_scale, signs, quantizing, matrix, operands)
     return codes, scales
 
 
@@ -67,7 +71,7 @@ def why_not(x: Tensor, given: bool) -> str | None:
     vector = BY_DTYPE[x.dtype].vector_elements
     if n & (n - 1) or not vector <= n <= 1 << TILE_LOG2:
         return f"heads of {n} elements are no power of two from {vector} to {1 << TILE_LOG2}"
-    if not given and heads * n % (1 << TILE_LOG2):
+    if not given and not HeadsConfiguration.takes(heads, n):
         return f"a token of {heads} heads of {n} elements is no multiple of {1 << TILE_LOG2}"
     if not is_aligned(x):
         return "the heads are not contiguous, or do not start on 16 bytes"
@@ -76,14 +80,14 @@ def why_not(x: Tensor, given: bool) -> str | None:
     return None
 
 
-def _measuring(x: Tensor, kv_heads: int, fusion: Fusion, signs: bool) -> HeadMaxima:
+def _configuration(x: Tensor, kv_heads: int, fusion: Fusion, signs: bool, *, measures: bool) -> HeadsConfiguration:
     architecture = architecture_of(torch.cuda.get_device_capability(x.device))
-    found = HeadMaxima(
+    found = HeadsConfiguration(
         cuda_code(x.dtype),
         x.shape[-1].bit_length() - 1,
         x.shape[2],
         kv_heads,
-        x.shape[1],
+        measures,
         fusion,
         signs=signs_placement(signs, False),
     )

@@ -23,7 +23,7 @@ from hadacore.backends.cuda.launch import (
 from hadacore.backends.cuda.strides import row_strides
 from hadacore.kernels.configurations import signs_placement
 from hadacore.kernels.fusion import Fusion, code_bits
-from hadacore.kernels.head_maxima import HeadMaxima
+from hadacore.kernels.heads import HeadsConfiguration
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,23 @@ def quantize(
 
 
 @functools.lru_cache(maxsize=1024)
-def _prepare_measuring(configuration: HeadMaxima, rows: int, device_index: int) -> PreparedLaunch:
+def _prepare_pass(configuration: HeadsConfiguration, rows: int, device_index: int) -> PreparedLaunch:
     return prepare(configuration, rows, device_index)
 
 
-def measure_heads(
-    x: Tensor, magnitudes: Tensor, scale: float, signs: Tensor | None, configuration: HeadMaxima, matrix: ScaleMatrix,
+def pass_over_heads(
+    x: Tensor, out: Tensor, scale: float, signs: Tensor | None, configuration: HeadsConfiguration, matrix: ScaleMatrix,
     operands: PrologueOperands | None,
 ) -> None:  # fmt: skip
-    """Raise ``magnitudes``, ``(batch, kv heads)`` of zeros, to the largest rotated ones of ``(batch, tokens, heads, n)``."""
+    """One of the two passes over ``(batch, tokens, heads, n)``. ``out``: codes, or ``(batch, kv heads)`` fp32 zeros, which the
+    pass that measures raises to the largest rotated magnitudes."""
     n = x.shape[-1]
     rows, device_index = x.numel() // n, x.get_device()
     if signs is not None:
         signs = aligned(signs)
     with enter_device(device_index):
-        prepared = _prepare_measuring(configuration, rows, device_index)
-        arguments = kernel_arguments(x, magnitudes, scale, rows, n, signs, None)
+        prepared = _prepare_pass(configuration, rows, device_index)
+        arguments = kernel_arguments(x, out, scale, rows, n, signs, None)
         if operands is not None:
             arguments += operands.arguments()
         launch_prepared(prepared, device_index, arguments + matrix.arguments())

@@ -54,6 +54,28 @@ struct RawVector {
   uint4 first, second;
 };
 
+// RoPE: cosines and sines of a vector's pairs; sines are negative where the partner is subtracted.
+constexpr int kVectorAngles = PROLOGUE == ROPE_INTERLEAVED ? kVectorElements / 2 : kVectorElements;
+struct Angles {
+  float cosine[kVectorAngles], sine[kVectorAngles];
+};
+
+// `partner`: with halves, the elements that those of `values` are paired with.
+__device__ __forceinline__ void turn(VectorValues& values, const VectorValues& partner, const Angles& angles) {
+  if (PROLOGUE == ROPE_HALF) {
+#pragma unroll
+    for (int i = 0; i < kVectorElements; ++i)
+      values.v[i] = add_rn_f32(mul_rn_f32(values.v[i], angles.cosine[i % kVectorAngles]), mul_rn_f32(partner.v[i], angles.sine[i % kVectorAngles]));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVectorElements; i += 2) {
+    const float a = values.v[i], b = values.v[i + 1], cosine = angles.cosine[i / 2], sine = angles.sine[i / 2];
+    values.v[i] = add_rn_f32(mul_rn_f32(a, cosine), -mul_rn_f32(b, sine));
+    values.v[i + 1] = add_rn_f32(mul_rn_f32(b, cosine), mul_rn_f32(a, sine));
+  }
+}
+
 struct Prologue {
   const char* x;
   const char* operand;
@@ -79,6 +101,23 @@ struct Prologue {
       if (column < 2 * ROTARY_PAIRS) raw.second = ld_global_v4(x + (index + partner) * kElementBytes);
     }
     return raw;
+  }
+
+  // RoPE: the position of token `place`, counted from where positions begin to repeat.
+  __device__ __forceinline__ u64 position(u32 place) const {
+    if (positions == nullptr) return place;
+    return ld_global_u32(positions + (u64)place * POSITION_BYTES);  // little-endian, not negative
+  }
+
+  // RoPE: of a vector that starts at `column` of its head.
+  __device__ __forceinline__ void load_angles(Angles& angles, u64 position, int column) const {
+    const bool upper = PROLOGUE == ROPE_HALF && column >= ROTARY_PAIRS;
+    const int pair = PROLOGUE == ROPE_HALF ? column - (upper ? ROTARY_PAIRS : 0) : column / 2;
+    load_entries(angles.cosine, operand, position * ROTARY_PAIRS + pair);
+    load_entries(angles.sine, second_operand, position * ROTARY_PAIRS + pair);
+    if (PROLOGUE != ROPE_HALF || upper) return;
+#pragma unroll
+    for (int i = 0; i < kVectorAngles; ++i) angles.sine[i] = -angles.sine[i];
   }
 
   // `squares`: the sum of squares of the vector's elements, as a tree.
@@ -129,7 +168,7 @@ struct Prologue {
 
   // The COUNT entries of a table that start at `entry`, a multiple of COUNT.
   template <int COUNT>
-  __device__ __forceinline__ void load_angles(float (&angles)[COUNT], const char* table, u64 entry) const {
+  __device__ __forceinline__ void load_entries(float (&angles)[COUNT], const char* table, u64 entry) const {
     if (COUNT * (TABLE_FLOAT32 ? 4 : 2) % 16 != 0) {
 #pragma unroll
       for (int i = 0; i < COUNT; ++i) angles[i] = angle(table, entry + i);
@@ -148,32 +187,9 @@ struct Prologue {
   __device__ __forceinline__ void rotate(VectorValues& values, const RawVector& raw, u64 index) const {
     const int column = (int)(index % ROW_ELEMENTS);
     if (column >= 2 * ROTARY_PAIRS) return;
-    const u32 token = (u32)(index / ROW_ELEMENTS) / HEADS % tokens;
-    u64 position = token;
-    if (positions != nullptr) position = ld_global_u32(positions + (u64)token * POSITION_BYTES);  // little-endian, not negative
-    const u64 row = position * ROTARY_PAIRS;
-    if (PROLOGUE == ROPE_HALF) {
-      const bool first = column < ROTARY_PAIRS;
-      const VectorValues partner = values_of(raw.second);
-      float cosine[kVectorElements], sine[kVectorElements];
-      load_angles(cosine, operand, row + (first ? column : column - ROTARY_PAIRS));
-      load_angles(sine, second_operand, row + (first ? column : column - ROTARY_PAIRS));
-#pragma unroll
-      for (int i = 0; i < kVectorElements; ++i) {
-        const float turned = mul_rn_f32(partner.v[i], sine[i]);
-        values.v[i] = add_rn_f32(mul_rn_f32(values.v[i], cosine[i]), first ? -turned : turned);
-      }
-    } else {
-      float cosine[kVectorElements / 2], sine[kVectorElements / 2];
-      load_angles(cosine, operand, row + column / 2);
-      load_angles(sine, second_operand, row + column / 2);
-#pragma unroll
-      for (int i = 0; i < kVectorElements; i += 2) {
-        const float a = values.v[i], b = values.v[i + 1];
-        values.v[i] = add_rn_f32(mul_rn_f32(a, cosine[i / 2]), -mul_rn_f32(b, sine[i / 2]));
-        values.v[i + 1] = add_rn_f32(mul_rn_f32(b, cosine[i / 2]), mul_rn_f32(a, sine[i / 2]));
-      }
-    }
+    Angles angles;
+    load_angles(angles, position((u32)(index / ROW_ELEMENTS) / HEADS % tokens), column);
+    turn(values, values_of(raw.second), angles);
   }
 };
 

@@ -376,6 +376,12 @@ __device__ __forceinline__ float shfl_sync_idx(float v, u32 lane) {
   return other;
 }
 
+__device__ __forceinline__ u32 shfl_sync_idx(u32 v, u32 lane) {
+  u32 other;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(v), "r"(lane));
+  return other;
+}
+
 // redux.sync.max.u32: the largest value of the warp.
 __device__ __forceinline__ u32 redux_sync_max_u32(u32 v) {
   u32 largest;

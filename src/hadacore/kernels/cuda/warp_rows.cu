@@ -84,7 +84,7 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
     const int distance = first_distance + i * 32 * kVectorElements;
     if (elements_present(cursor, distance) == 0) continue;
     const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
-    if (kScalesOfHeads) reciprocal = q.scale_of_head((u32)(index >> LOG2_SIZE), (index & (kSize - 1)) == 0).reciprocal;
+    if (kScalesOfHeads) reciprocal = q.scale_of_head((u32)(index >> LOG2_SIZE)).reciprocal;
     encode_and_store(cursor.y + stored_bytes(distance), y[i], reciprocal, q, index);
   }
 }

@@ -1,0 +1,112 @@
+"""Configurations of ``heads.cu``: two passes that quantize heads with one scale for each (batch, kv head)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from hadacore.elements import BY_CUDA_CODE
+from hadacore.kernels.architectures import Architecture
+from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS, TILE_LOG2
+from hadacore.kernels.fusion import Fusion
+
+_SIXTEEN_BIT_VECTOR = 8
+
+
+@dataclass(frozen=True)
+class HeadsConfiguration:
+    """One specialised kernel.
+
+    Attributes:
+        element_code: As in ``KernelConfiguration``, and so the last two.
+        log2_size: A head has ``2^log2_size`` elements, at most a tile's.
+        heads: Heads of a token; whole tiles.
+        kv_heads: Groups of them that share a scale.
+        measures: The first pass, which finds largest magnitudes, rather than the second, which quantizes.
+        fusion: What the second pass does; its prologue is also that of the first.
+        programmatic: Programmatic dependent launch.
+        signs: ``NO_SIGNS`` or ``SIGNS_BEFORE``.
+    """
+
+    kernel: ClassVar[str] = "heads"
+    cluster: ClassVar[int] = 1
+    strided: ClassVar[bool] = False
+    shared_bytes: ClassVar[int] = 0
+    warps: ClassVar[int] = 8
+
+    element_code: int
+    log2_size: int
+    heads: int
+    kv_heads: int
+    measures: bool
+    fusion: Fusion
+    programmatic: int = AFTER_LOADS
+    signs: int = NO_SIGNS
+
+    threads: int = field(default=32 * 8, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.takes(self.heads, 1 << self.log2_size):
+            raise ValueError(f"a token of {self.heads} heads must be whole tiles: {self}")
+
+    @staticmethod
+    def takes(heads: int, size: int) -> bool:
+        """Whether a token of so many heads is whole tiles."""
+        return heads * size % (1 << TILE_LOG2) == 0
+
+    def for_architecture(self, architecture: Architecture) -> HeadsConfiguration:
+        """The same without what a GPU of this architecture lacks."""
+        return self if architecture.has_programmatic_launch else replace(self, programmatic=ALONE)
+
+    @property
+    def minimum_blocks(self) -> int:
+        """Blocks that must fit on a multiprocessor; as many are launched, each warp with a range of tokens.
+
+        Four, of 64 registers a thread; fewer where angles, two products, additions alone, or signs would spill.
+        """
+        if self.signs != NO_SIGNS:
+            return 2
+        two_products_or_none = self.log2_size == TILE_LOG2 or self.vector_elements < _SIXTEEN_BIT_VECTOR
+        return 4 - (self.fusion.prologue is not None) - two_products_or_none
+
+    @property
+    def vector_elements(self) -> int:
+        """Elements of a lane's 16-byte access."""
+        return BY_CUDA_CODE[self.element_code].vector_elements
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a token that a warp holds: as many loads as are under way while it rotates the token before."""
+        most = self.vector_elements // 2
+        token_tiles = (self.heads << self.log2_size) >> TILE_LOG2
+        return next(tiles for tiles in (most, 2, 1) if token_tiles % tiles == 0)
+
+    @property
+    def token_warps(self) -> int:
+        """Warps that share a token."""
+        return (self.heads << self.log2_size) // (self.tiles << TILE_LOG2)
+
+    def grid(self, rows: int, multiprocessors: int) -> int:
+        """Blocks to launch for ``rows`` heads of all tokens."""
+        ranges = max(1, multiprocessors * self.minimum_blocks * self.warps // self.token_warps)
+        return -(-min(rows // self.heads, ranges) * self.token_warps // self.warps)
+
+    def constants(self) -> dict[str, int]:
+        """The ``-D`` constants of this kernel, without those of the fusion."""
+        return {
+            "ELEMENT": self.element_code,
+            "OUTPUT": self.element_code,
+            "LOG2_SIZE": self.log2_size,
+            "LOG2_TILES": 0,
+            "WARP_TILES": self.tiles,
+            "WARPS": self.warps,
+            "MIN_BLOCKS": self.minimum_blocks,
+            "MEASURES": int(self.measures),
+            "PROGRAMMATIC": self.programmatic,
+            "SIGNS": self.signs,
+            "STRIDED": 0,
+        }
+
+    def __str__(self) -> str:
+        does = "largest magnitudes" if self.measures else "codes"
+        return f"heads 2^{self.log2_size}, {does} of {self.heads} heads for {self.kv_heads} scales"
