@@ -187,24 +187,24 @@ def test_two_passes_over_heads(
     signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
     quantizer = Quantizer(BY_NAME["fp8_e4m3"], n)
     fusion = fusion_of_heads(quantizer, False, heads, kv_heads, prologue, rotates)
-    magnitudes, scales = torch.zeros(batch, kv_heads), torch.zeros(batch, kv_heads)
+    places, scales = torch.zeros(batch, kv_heads, HeadsConfiguration.places), torch.zeros(batch, kv_heads)
     codes = torch.zeros(x.shape, dtype=torch.uint8)
     first = HeadsConfiguration(code, log2_size, heads, kv_heads, True, fusion, signs=SIGNS_BEFORE)
     made_of = Scales(scales, None, scale_factor(quantizer), tokens)
     EmulatedKernel(first).run(
-        x, magnitudes, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid(batch * tokens * heads, 1),
+        x, places, n**-0.5, batch * tokens * heads, signs=signs, grid=first.grid(batch * tokens * heads, 1),
         scales=made_of, operands=operands if has_rope else None,
     )  # fmt: skip
     rotated = values.double() * signs.double() * n**-0.5
     if rotates:
         rotated = oracle.transform(values.double().reshape(-1, n), signs=signs)
     rotated = rotated.reshape(batch, tokens, kv_heads, -1)
-    expected = rotated.abs().amax((1, 3))
+    expected, magnitudes = rotated.abs().amax((1, 3)), places.amax(2)
     assert ((magnitudes.double() - expected).abs() <= 2.0**-12 * expected).all()
     second = replace(first, measures=False)
     EmulatedKernel(second).run(
         x, codes, n**-0.5, batch * tokens * heads, signs=signs, grid=second.grid(batch * tokens * heads, 1),
-        scales=replace(made_of, given=magnitudes), operands=operands if has_rope else None,
+        scales=replace(made_of, given=places), operands=operands if has_rope else None,
     )  # fmt: skip
     assert torch.equal(scales, (magnitudes * torch.tensor(scale_factor(quantizer))))
     decoded = codes.view(torch.float8_e4m3fn).double().view(rotated.shape) * scales.double()[:, None, :, None]

@@ -54,16 +54,12 @@ struct Quantizer {
     return s;
   }
 
-  // Scale `number`, counting (batch, kv head).
-  __device__ __forceinline__ BlockScale scale_of_heads(u32 number) const {
-    const u32 bits = ld_global_u32(of_heads + 4 * number);
-    if (SCALE_TYPE == GIVEN_HEAD_SCALES) return {rcp_rn_f32(mov_f32_b32(bits)), 0};
-    return scale_of(bits);
-  }
+  // The reciprocal of given scale `number`, counting (batch, kv head).
+  __device__ __forceinline__ float given_of_heads(u32 number) const { return rcp_rn_f32(mov_f32_b32(ld_global_u32(of_heads + 4 * number))); }
 
   // Of a head, `row` counting heads of all tokens.
-  __device__ __forceinline__ BlockScale scale_of_head(u32 row) const {
-    return scale_of_heads(row / HEADS / scale_rows * KV_HEADS + row % HEADS / (HEADS / KV_HEADS));
+  __device__ __forceinline__ float given_of_head(u32 row) const {
+    return given_of_heads(row / HEADS / scale_rows * KV_HEADS + row % HEADS / (HEADS / KV_HEADS));
   }
 
   // Block number `block`, counting along the rows of scales: less than 2^32 in any memory, as blocks have 16 elements or more.

@@ -33,6 +33,8 @@ class HeadsConfiguration:
     strided: ClassVar[bool] = False
     shared_bytes: ClassVar[int] = 0
     warps: ClassVar[int] = 8
+    #: Places that a measured magnitude has (``heads.cu``).
+    places: ClassVar[int] = 32
 
     element_code: int
     log2_size: int
@@ -102,6 +104,7 @@ class HeadsConfiguration:
             "WARPS": self.warps,
             "MIN_BLOCKS": self.minimum_blocks,
             "MEASURES": int(self.measures),
+            "PLACES": self.places,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
             "STRIDED": 0,

@@ -56,7 +56,7 @@ def quantize_heads(
             return codes, scales
     else:
         scales = x.new_empty((batch, kv_heads), dtype=torch.float32)
-        magnitudes = x.new_zeros((batch, kv_heads), dtype=torch.float32)
+        magnitudes = x.new_zeros((batch, kv_heads, HeadsConfiguration.places), dtype=torch.float32)
         matrix = backend.ScaleMatrix(scales, magnitudes, scale_factor(quantizer), tokens, 0)
         measuring = _configuration(x, kv_heads, fusion, signs is not None, measures=True)
         backend.pass_over_heads(x, magnitudes, transform_scale, signs, measuring, matrix, operands)

@@ -113,8 +113,8 @@ def pass_over_heads(
     x: Tensor, out: Tensor, scale: float, signs: Tensor | None, configuration: HeadsConfiguration, matrix: ScaleMatrix,
     operands: PrologueOperands | None,
 ) -> None:  # fmt: skip
-    """One of the two passes over ``(batch, tokens, heads, n)``. ``out``: codes, or ``(batch, kv heads)`` fp32 zeros, which the
-    pass that measures raises to the largest rotated magnitudes."""
+    """One of the two passes over ``(batch, tokens, heads, n)``. ``out``: codes, or ``(batch, kv heads, places)`` fp32 zeros,
+    some of which the pass that measures raises to the largest rotated magnitudes."""
     n = x.shape[-1]
     rows, device_index = x.numel() // n, x.get_device()
     if signs is not None:

@@ -6,6 +6,9 @@
 // and goes through a range of tokens, so that a lane's elements are always of the same heads: their maxima or scales stay in
 // registers, and the angles of a rotary embedding serve all tiles of a token. The second pass goes through the same ranges
 // backwards: what the first has read last is still in the L2 cache.
+//
+// A magnitude has 32 places, which warps take in turn: of 4096 warps that raise one place, each waits for the others (8192 tokens of
+// 8 heads of 128: 17 us, and 8 us for the second pass). A lane of the second pass reads each.
 
 constexpr int kTokenElements = HEADS * kSize;
 constexpr int kWarpElements = WARP_TILES * kTileElements;
@@ -18,6 +21,7 @@ static_assert(kTokenElements % kWarpElements == 0, "a token is whole warps");
 // Neighbouring lanes whose vectors share a scale, whatever their number.
 __device__ constexpr int lanes_of_scale(int lanes) { return kScaleElements % (lanes * kVectorElements) == 0 ? lanes : lanes_of_scale(lanes / 2); }
 constexpr int kScaleLanes = lanes_of_scale(32);
+static_assert(PLACES == 32, "a place for each lane");
 
 // The tokens of a sequence, and what a lane knows of its heads there.
 struct Heads {
@@ -32,8 +36,8 @@ struct Heads {
     end = begin + tokens_of_sequence;
   }
 
-  // The number of the scale of vector v, among all.
-  __device__ __forceinline__ u32 scale_of_vector(int v) const { return batch * KV_HEADS + (first_element + v * kAccessElements) / kScaleElements; }
+  // The number, among all, of the scale of the vector that starts at an element of a token.
+  __device__ __forceinline__ u32 scale_of(u32 element) const { return batch * KV_HEADS + element / kScaleElements; }
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -48,7 +52,7 @@ struct Heads {
     }
   }
 
-  __device__ __forceinline__ void publish(char* magnitudes, float scale, int lane) const {
+  __device__ __forceinline__ void publish(char* magnitudes, float scale, u32 place, int lane) const {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       u32 magnitude = mov_b32_f32(abs_f32(mul_rn_f32(largest[v], scale)));
@@ -58,19 +62,28 @@ struct Heads {
 #pragma unroll
         for (int distance = 1; distance < kScaleLanes; distance *= 2) magnitude = max_u32(magnitude, shfl_sync_bfly(magnitude, distance));
       }
-      if (lane % kScaleLanes == 0) red_global_max_u32(magnitudes + 4 * scale_of_vector(v), magnitude);
+      const u32 number = scale_of(first_element + v * kAccessElements);
+      if (lane % kScaleLanes == 0) red_global_max_u32(magnitudes + 4 * (number * PLACES + place), magnitude);
     }
   }
 
   // `stores`: this warp has the sequence's first token.
-  __device__ __forceinline__ void load_scales(const Quantizer& q, bool stores) {
+  __device__ __forceinline__ void load_scales(const Quantizer& q, bool stores, int lane) {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      const u32 number = scale_of_vector(v);
-      const BlockScale scale = q.scale_of_heads(number);
-      reciprocal[v] = scale.reciprocal;
-      const bool first_of_scale = (first_element + v * kAccessElements) % kScaleElements == 0;
-      if (SCALE_TYPE == HEAD_SCALES && stores && first_of_scale) st_global_u32(q.scales + 4 * number, scale.code);
+      const u32 element = first_element + v * kAccessElements;
+      if (SCALE_TYPE == GIVEN_HEAD_SCALES) {
+        reciprocal[v] = q.given_of_heads(scale_of(element));
+        continue;
+      }
+#pragma unroll
+      for (int lanes = 0; lanes < 32; lanes += kScaleLanes) {  // those that share a scale
+        const u32 number = scale_of(element + (lanes - lane) * kVectorElements);
+        const BlockScale scale = q.scale_of(redux_sync_max_u32(ld_global_u32(q.of_heads + 4 * (number * PLACES + lane))));
+        if (lane / kScaleLanes * kScaleLanes != lanes) continue;
+        reciprocal[v] = scale.reciprocal;
+        if (stores && element % kScaleElements == 0) st_global_u32(q.scales + 4 * number, scale.code);
+      }
     }
   }
 };
@@ -111,7 +124,7 @@ struct Turns {
 };
 #endif
 
-// `y`: codes, or with MEASURES one u32 for each (batch, kv head), 0 before. `rows`: heads of all tokens. `scale_rows`: tokens of a
+// `y`: codes, or with MEASURES the places of a u32 for each (batch, kv head), 0 before. `rows`: heads of all tokens. `scale_rows`: tokens of a
 // sequence.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   const int lane = threadIdx.x % 32;
@@ -161,10 +174,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
     // The next token is on its way while this one is rotated; the last one once more, where there is none.
     load(next, token_of(i + 1 < count ? i + 1 : i));
     if (token < heads.begin || token >= heads.end) {
-      if (MEASURES && heads.end > 0) heads.publish(problem.y, (float)scale, lane);
+      if (MEASURES && heads.end > 0) heads.publish(problem.y, (float)scale, range % PLACES, lane);
       heads.clear();
       heads.enter(token, tokens_of_sequence);
-      if (!MEASURES) heads.load_scales(quantizer, first <= heads.begin);
+      if (!MEASURES) heads.load_scales(quantizer, first <= heads.begin, lane);
     }
     const u64 index = (u64)token * kTokenElements + heads.first_element;
 #if PROLOGUE
@@ -207,5 +220,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
     }
   }
   let_next_kernel_start(AFTER_LOADS);
-  if (MEASURES) heads.publish(problem.y, (float)scale, lane);
+  if (MEASURES) heads.publish(problem.y, (float)scale, range % PLACES, lane);
 }

@@ -115,9 +115,8 @@ struct Prologue {
     const int pair = PROLOGUE == ROPE_HALF ? column - (upper ? ROTARY_PAIRS : 0) : column / 2;
     load_entries(angles.cosine, operand, position * ROTARY_PAIRS + pair);
     load_entries(angles.sine, second_operand, position * ROTARY_PAIRS + pair);
-    if (PROLOGUE != ROPE_HALF || upper) return;
 #pragma unroll
-    for (int i = 0; i < kVectorAngles; ++i) angles.sine[i] = -angles.sine[i];
+    for (int i = 0; i < kVectorAngles; ++i) angles.sine[i] = PROLOGUE == ROPE_HALF && !upper ? -angles.sine[i] : angles.sine[i];
   }
 
   // `squares`: the sum of squares of the vector's elements, as a tree.

@@ -4,6 +4,9 @@
 // registers and stores them where they came from. No shared memory, no barrier.
 
 static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
+#if ENCODING
+static_assert(SCALE_TYPE != HEAD_SCALES, "measured scales of heads are for heads.cu");
+#endif
 static_assert(OUTPUT == ELEMENT, "a lane stores its vectors where it loaded them");
 constexpr int kWordsPerUnit = kTiles * kTileWords;
 
@@ -84,7 +87,7 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
     const int distance = first_distance + i * 32 * kVectorElements;
     if (elements_present(cursor, distance) == 0) continue;
     const u64 index = unit * kUnitElements + i * 32 * kVectorElements + lane * kVectorElements;
-    if (kScalesOfHeads) reciprocal = q.scale_of_head((u32)(index >> LOG2_SIZE)).reciprocal;
+    if (kScalesOfHeads) reciprocal = q.given_of_head((u32)(index >> LOG2_SIZE));
     encode_and_store(cursor.y + stored_bytes(distance), y[i], reciprocal, q, index);
   }
 }
