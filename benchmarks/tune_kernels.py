@@ -83,7 +83,7 @@ def powers(code: int, log2_size: int) -> Iterator[KernelConfiguration]:
         warps = 1 << log2_warps
         if warps > warps_resident or (tiles == 3 and warps_resident > 16) or (tiles == 2 and warps_resident > 32):
             continue
-        if (8 << tiles) >> (log2_warps + log2_cluster) >= 1:
+        if (8 << tiles) >> (log2_warps + log2_cluster) >= 2:
             yield KernelConfiguration(
                 "exchange_rows", code, log2_size, tiles, warps, cluster=1 << log2_cluster, prefetch=prefetch,
                 minimum_blocks=min(32, warps_resident // warps), programmatic=programmatic,
@@ -106,14 +106,14 @@ def with_base(code: int, order: int, log2_columns: int) -> Iterator[BaseConfigur
             if wgmma:
                 warps = -(-warps // 4) * 4
             accumulators = 32 * tiles * plain.groups
-            if accumulators > 128 or (stages == 0 and not small) or (tiles == 4 and plain.groups > 1):
+            if accumulators > 128 or (stages < 2 and not small) or (tiles == 4 and plain.groups > 1):
                 continue
-            if not wgmma and order_tiles * plain.groups > 14:
+            if not wgmma and order_tiles * plain.groups > 14 and accumulators < 128:
                 continue  # twice as slow as wgmma wherever it was tried
             units = max(1, 4 // warps) if stages == 0 or not wgmma else 1
             threads = 32 * warps * units
             most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
-            for blocks in {max(1, most), max(1, most - 1)}:
+            for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
                 try:
                     yield replace(
                         plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
@@ -159,8 +159,14 @@ def compile_one(job: tuple[Configuration, str]) -> tuple[int, int]:
     """Compile into the cache; registers and spilled bytes."""
     configuration, architecture = job
     log = StringIO()
-    compiler.cached_compile(kernel_source(configuration), constants(configuration), architecture, refresh=True, log=log)
-    found = compiler.parse_report(log.getvalue())
+    try:
+        compiler.cached_compile(
+            kernel_source(configuration), constants(configuration), architecture, refresh=True, log=log
+        )
+        found = compiler.parse_report(log.getvalue())
+    except Exception as error:  # whatever is wrong with a candidate, the others go on
+        print(f"NOT COMPILED {configuration}: {str(error)[:200]!r}")
+        return 0, -1
     return found.registers, found.spill_store_bytes
 
 
