@@ -31,8 +31,8 @@ from hadacore.formats import PER_TENSOR
 LIBRARY_VARIABLE = "HADACORE_FLASH_ATTENTION"
 
 _LARGEST_HEAD = 256
-# vLLM 0.25.0's library, 500 keys, heads of 256, bfloat16: windows of 64, 77, 128 and 200 are as exact as none (0.002 from float64),
-# of 100 and 300 tokens 128 to 159 and 320 to 467 leave out keys (0.07 and 0.04), whatever the number of splits.
+# vLLM 0.25.0's library, 500 keys, heads of 256, bfloat16: windows of 64, 77, 128 and 200 are as exact as none (0.002 from
+# float64); of 100 and 300, tokens 128 to 159 and 320 to 467 leave out keys (0.07 and 0.04), whatever the number of splits.
 _LARGEST_HEAD_WITH_WINDOW = 192
 _VLLM_LIBRARY = Path("vllm_flash_attn") / "_vllm_fa3_C.abi3.so"
 _NO_WINDOW = -1

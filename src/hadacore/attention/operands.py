@@ -139,9 +139,11 @@ def _by_operator(
 ) -> Operand:
     """FP8 by the operator that :func:`hadacore.quantize_query_key` runs, rotated or not."""
     interleaved = rope is not None and rope.description == RotaryEmbedding(True)
+    tables = [] if rope is None else list(rope.operands)
+    signs = None if signs is None or not rotate else signs.to(x.dtype)
     codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
         x, recipe.format, kv_heads, recipe.granularity == PER_TOKEN, None, 1.0, x.shape[3] ** -0.5 if rotate else 1.0,
-        None if signs is None or not rotate else signs.to(x.dtype), interleaved, [] if rope is None else list(rope.operands), rotate,
+        signs, interleaved, tables, rotate,
     )  # fmt: skip
     return Operand(codes, scales)
 

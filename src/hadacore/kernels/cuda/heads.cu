@@ -128,7 +128,7 @@ struct Turns {
 // sequence.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   const int lane = threadIdx.x % 32;
-  const u32 worker = blockIdx.x * WARPS + threadIdx.x / 32;
+  const u32 worker = blockIdx.x * WARPS + shfl_sync_idx((u32)threadIdx.x / 32, 0);
   const u32 tokens_of_all = (u32)(rows / HEADS), tokens_of_sequence = (u32)scale_rows;
   const u32 ranges = gridDim.x * WARPS / kTokenWarps, range = worker / kTokenWarps;
   const u32 of_range = (tokens_of_all + ranges - 1) / ranges;
@@ -153,9 +153,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 #endif
 
   Heads heads;
-  heads.begin = heads.end = 0;
   heads.first_element = worker % kTokenWarps * kWarpElements + lane * kVectorElements;
-  heads.clear();
   const auto token_of = [&](u32 i) { return MEASURES ? first + i : first + count - 1 - i; };
   const auto load = [&](uint4(&vector)[kVectors], u32 token) {
     const char* source = problem.x + ((u64)token * kTokenElements + heads.first_element) * kElementBytes;
@@ -165,60 +163,65 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 
   uint4 next[kVectors];
   load(next, token_of(0));
+  u32 done = 0;
+  while (done < count) {
+    heads.enter(token_of(done), tokens_of_sequence);
+    heads.clear();
+    if (!MEASURES) heads.load_scales(quantizer, first <= heads.begin, lane);
+    const u32 in_sequence = MEASURES ? heads.end - (first + done) : first + count - done - heads.begin;
+    const u32 end = done + in_sequence < count ? done + in_sequence : count;
+#if PROLOGUE
+    const u32 first_place = heads.begin % prologue.tokens;  // positions are those of one sequence, or of all
+#endif
 #pragma unroll 1
-  for (u32 i = 0; i < count; ++i) {
-    const u32 token = token_of(i);
-    uint4 vector[kVectors];
+    for (; done < end; ++done) {
+      const u32 token = token_of(done);
+      uint4 vector[kVectors];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) vector[v] = next[v];
-    // The next token is on its way while this one is rotated; the last one once more, where there is none.
-    load(next, token_of(i + 1 < count ? i + 1 : i));
-    if (token < heads.begin || token >= heads.end) {
-      if (MEASURES && heads.end > 0) heads.publish(problem.y, (float)scale, range % PLACES, lane);
-      heads.clear();
-      heads.enter(token, tokens_of_sequence);
-      if (!MEASURES) heads.load_scales(quantizer, first <= heads.begin, lane);
-    }
-    const u64 index = (u64)token * kTokenElements + heads.first_element;
+      for (int v = 0; v < kVectors; ++v) vector[v] = next[v];
+      // The next token is on its way while this one is rotated; the last one once more, where there is none.
+      load(next, token_of(done + 1 < count ? done + 1 : done));
+      const u64 index = (u64)token * kTokenElements + heads.first_element;
 #if PROLOGUE
-    Turns turns;
-    turns.load(prologue, (heads.begin % prologue.tokens + (token - heads.begin)) % prologue.tokens, lane);
+      Turns turns;
+      turns.load(prologue, first_place + (token - heads.begin), lane);
 #endif
 #pragma unroll
-    for (int tile = 0; tile < WARP_TILES; ++tile) {
-      float value[1][8];
+      for (int tile = 0; tile < WARP_TILES; ++tile) {
+        float value[1][8];
 #if PROLOGUE
-      TileValues tiles[1];
+        TileValues tiles[1];
 #pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) {
-        const int w = tile * kTileVectors + v;
-        VectorValues values = turns.apply(vector[w], Turns::partner(prologue, vector[w], w, index + w * kAccessElements, lane), w, lane);
-        if (SIGNS) apply_signs(values, sign_bits, 4 * v);
+        for (int v = 0; v < kTileVectors; ++v) {
+          const int w = tile * kTileVectors + v;
+          VectorValues values = turns.apply(vector[w], Turns::partner(prologue, vector[w], w, index + w * kAccessElements, lane), w, lane);
+          if (SIGNS) apply_signs(values, sign_bits, 4 * v);
 #pragma unroll
-        for (int e = 0; e < kVectorElements; ++e) tiles[0].v[v * kVectorElements + e] = values.v[e];
-      }
+          for (int e = 0; e < kVectorElements; ++e) tiles[0].v[v * kVectorElements + e] = values.v[e];
+        }
 #else
-      PackedTile tiles[1];
+        PackedTile tiles[1];
 #pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) set_vector(tiles[0], v, vector[tile * kTileVectors + v]);
-      if (SIGNS) apply_signs(tiles, sign_bits);
+        for (int v = 0; v < kTileVectors; ++v) set_vector(tiles[0], v, vector[tile * kTileVectors + v]);
+        if (SIGNS) apply_signs(tiles, sign_bits);
 #endif
-      transform_tiles(value, tiles, h, lane);
-      if (MEASURES) {
-        heads.measure(tile, value[0]);
-        continue;
-      }
-      float(&y)[kTileVectors][kVectorElements] = reinterpret_cast<float(&)[kTileVectors][kVectorElements]>(value[0]);
+        transform_tiles(value, tiles, h, lane);
+        if (MEASURES) {
+          heads.measure(tile, value[0]);
+          continue;
+        }
+        float(&y)[kTileVectors][kVectorElements] = reinterpret_cast<float(&)[kTileVectors][kVectorElements]>(value[0]);
 #pragma unroll
-      for (int v = 0; v < kTileVectors; ++v) {
-        const int w = tile * kTileVectors + v;
+        for (int v = 0; v < kTileVectors; ++v) {
+          const int w = tile * kTileVectors + v;
 #pragma unroll
-        for (int e = 0; e < kVectorElements; ++e) y[v][e] = mul_rn_f32(y[v][e], (float)scale);
-        const u64 at = index + w * kAccessElements;
-        encode_and_store(problem.y + stored_bytes(at), y[v], heads.reciprocal[w], quantizer, at);
+          for (int e = 0; e < kVectorElements; ++e) y[v][e] = mul_rn_f32(y[v][e], (float)scale);
+          const u64 at = index + w * kAccessElements;
+          encode_and_store(problem.y + stored_bytes(at), y[v], heads.reciprocal[w], quantizer, at);
+        }
       }
     }
+    if (MEASURES) heads.publish(problem.y, (float)scale, range % PLACES, lane);
   }
   let_next_kernel_start(AFTER_LOADS);
-  if (MEASURES) heads.publish(problem.y, (float)scale, range % PLACES, lane);
 }
