@@ -64,12 +64,12 @@ class HeadsConfiguration:
     def minimum_blocks(self) -> int:
         """Blocks that must fit on a multiprocessor; as many are launched, each warp with a range of tokens.
 
-        Four, of 64 registers a thread; fewer where angles, two products, additions alone, or signs would spill.
+        As many as fit without spills: four, of 64 registers a thread, where one product does nearly all.
         """
-        if self.signs != NO_SIGNS:
+        if self.signs != NO_SIGNS or self.log2_size == TILE_LOG2:
             return 2
-        two_products_or_none = self.log2_size == TILE_LOG2 or self.vector_elements < _SIXTEEN_BIT_VECTOR
-        return 4 - (self.fusion.prologue is not None) - two_products_or_none
+        one_product = self.log2_size == TILE_LOG2 - 1 and self.vector_elements == _SIXTEEN_BIT_VECTOR
+        return 4 if one_product and self.fusion.prologue is None else 3
 
     @property
     def vector_elements(self) -> int:
