@@ -20,6 +20,13 @@ def exact_rows(rows: int, n: int, dtype: torch.dtype) -> Tensor:
     return (integers * powers[:, None]).to(dtype)
 
 
+def exact_base(order: int, dtype: torch.dtype) -> Tensor:
+    """A base with which those of :func:`exact_rows` are exact, neither symmetric nor orthogonal: integers that every type
+    holds, or, in float32, that a bfloat16 does not."""
+    largest = 300 if dtype == torch.float32 else 5
+    return torch.randint(-largest, largest + 1, (order, order)).to(dtype)
+
+
 def assert_quantized_within(
     q: QuantizedTensor,
     exact: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from hadacore import prologues
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
-from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates, base_source
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
 from hadacore.kernels.fusion import fused_prologue, fusion_of, fusion_of_heads, scale_factor
 from hadacore.kernels.heads import HeadsConfiguration
@@ -34,6 +34,7 @@ def check(
     *,
     heads: int = 1,
     signs: Tensor | None = None,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """INT8 codes with a scale per row are within half a step of the rotated reference; returns codes and scales."""
     n = configuration.size
@@ -54,12 +55,13 @@ def check(
     tokens = 1
     if isinstance(description, RotaryEmbedding):
         tokens = prologue.operands[2].numel() if len(prologue.operands) > 2 else x.shape[-3]
+    given = {} if base is None else {"base": base, "base_strides": base.stride()}
     EmulatedKernel(fused).run(
         x.contiguous(), codes, n**-0.5, rows, signs=signs, grid=fused.grid(rows, 1),
         scales=Scales(scales, None, scale_factor(quantizer), rows),
-        operands=Operands(prologue.operands, residual, getattr(description, "epsilon", 0.0), tokens),
+        operands=Operands(prologue.operands, residual, getattr(description, "epsilon", 0.0), tokens), **given,
     )  # fmt: skip
-    rotated = oracle.transform(values.double().reshape(rows, n), signs=signs)
+    rotated = oracle.transform(values.double().reshape(rows, n), signs=signs, base=base)
     # High + low parts of 16-bit types hold 2^-17 of each value, of which the sum of n has sqrt(n) times as much at random.
     slack = 127 * 2.0**-13
     error = (codes.double() * scales.double()[:, None] - rotated).abs()
@@ -163,6 +165,28 @@ def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int,
             together = check(plain, torch.cat(parts, -1), prologues.silu_mul(order=order_of_halves))
             assert torch.equal(together[0], separate[0]) and torch.equal(together[1], separate[1])
     check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(0, torch.float16), (0, torch.float32), (1, torch.bfloat16), (1, torch.float32), (2, torch.float32)],
+)
+def test_gated_activations_with_a_base_of_the_caller(code: int, dtype: torch.dtype) -> None:
+    """A float16 base is in two bfloat16 parts there, since what it is multiplied by is."""
+    torch.manual_seed(0)
+    for order, log2_columns, rows in ((5, 3, 17), (28, 4, 9), (20, 6, 3), (28, 9, 2)):
+        n = order << log2_columns
+        base = torch.randn(order, order).to(dtype)
+        prologue = fused_prologue(GatedActivation("silu", "separate"), n)
+        fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, prologue)
+        source = base_source(code, dtype == torch.float32)
+        found = base_candidates(code, order, log2_columns, ARCHITECTURES["sm_90a"], base=source, fusion=fusion)
+        gate, up = 4 * _rows(rows, n, dtype=DTYPES[code]), _rows(rows, n, dtype=DTYPES[code])
+        signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(gate.dtype)
+        for c in found:
+            check(replace(c, fusion=None), gate, prologues.silu_mul(up), base=base)
+        with_signs = replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False)
+        check(with_signs, gate, prologues.silu_mul(up), signs=signs, base=base)
 
 
 @pytest.mark.parametrize("rotates", [True, False])

@@ -15,13 +15,18 @@ from torch import Tensor
 from hadacore import QuantizedTensor
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
-from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.base_configurations import (
+    BASE_OF_ELEMENTS,
+    BASE_OF_FLOAT32,
+    BaseConfiguration,
+    base_candidates,
+)
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration
 from hadacore.kernels.fusion import fusion_of, scale_factor
 from hadacore.quantization import layouts, reference
 from tests import oracle, tolerances
 from tests.emulator import EmulatedKernel, Scales, compiler
-from tests.quantized_values import assert_quantized_within, exact_rows
+from tests.quantized_values import assert_quantized_within, exact_base, exact_rows
 
 pytestmark = pytest.mark.skipif(
     compiler() is None, reason="the emulator compiles the kernels with g++, which is not installed"
@@ -58,9 +63,10 @@ def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
 
 def _run(
     configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
-    signs: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0, stochastic_seed: int = 5,
+    signs: Tensor | None = None, base: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0,
+    stochastic_seed: int = 5,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Codes as bytes and scales as they lie in memory, of the kernel run on ``x``."""
+    """Codes as bytes and scales as they lie in memory, of the kernel run on ``x``; ``base`` has any strides without gaps."""
     n = n or configuration.size
     rows = x.numel() // n
     fused = replace(configuration, fusion=fusion_of(quantizer, n, given is not None))
@@ -68,10 +74,11 @@ def _run(
     codes = torch.full((x.numel() * quantizer.format.encoding.bits // 8,), 0x55, dtype=torch.uint8)
     scales = _scales_buffer(quantizer, rows, columns)
     transformed = x.numel() // configuration.size
+    given_base = {} if base is None else {"base": base.as_strided((base.numel(),), (1,)), "base_strides": base.stride()}
     report = _kernel(fused, cuda_arch).run(
         x.flatten(), codes, configuration.size**-0.5, transformed, signs=signs, sign_rows=1 if signs is None else len(signs),
         grid=fused.grid(transformed, 1), seed=seed,
-        scales=Scales(scales, given, scale_factor(quantizer), rows, stochastic_seed),
+        scales=Scales(scales, given, scale_factor(quantizer), rows, stochastic_seed), **given_base,
     )  # fmt: skip
     assert report.extra_wavefronts == 0
     return codes, scales
@@ -79,18 +86,27 @@ def _run(
 
 def check(
     configuration: KernelConfiguration | BaseConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
-    signs: Tensor | None = None, n: int | None = None, stochastic_seed: int = 5, **options: int,
+    signs: Tensor | None = None, base: Tensor | None = None, n: int | None = None, stochastic_seed: int = 5,
+    **options: int,
 ) -> None:  # fmt: skip
-    """Run the kernel on ``x`` and compare with the reference of the exact rotated values."""
+    """Run the kernel on ``x`` and compare with the reference of the exact rotated values. The inverse takes ``base.T``."""
     codes, scales = _run(
-        configuration, quantizer, x, given=given, signs=signs, n=n, stochastic_seed=stochastic_seed, **options
+        configuration,
+        quantizer,
+        x,
+        given=given,
+        signs=signs,
+        base=base,
+        n=n,
+        stochastic_seed=stochastic_seed,
+        **options,
     )
     n = n or configuration.size
     rows = x.numel() // n
     columns = n // quantizer.block if quantizer.block else 0
-    rotated = oracle.transform(
-        x.view(-1, configuration.size), scale=1.0, signs=signs, inverse=configuration.signs == SIGNS_AFTER
-    )
+    inverse = configuration.signs == SIGNS_AFTER
+    matrix = base.T if base is not None and inverse else base
+    rotated = oracle.transform(x.view(-1, configuration.size), scale=1.0, signs=signs, inverse=inverse, base=matrix)
     transform_scale = torch.tensor(configuration.size**-0.5, dtype=torch.float32)
     values = (rotated.float() * transform_scale).reshape(rows, n)
     expected, expected_scales = reference.quantize(values, quantizer, given, stochastic_seed)
@@ -261,6 +277,64 @@ def test_signs_with_a_base(code: int) -> None:
                 code, order, log2_columns, ARCHITECTURES["sm_90a"], transposed=signs_are == SIGNS_AFTER
             )
             check(found[-1].with_options(signs_are, False), Quantizer(BY_NAME["int8"], n), x, signs=signs)
+
+
+def _bases(code: int) -> list[tuple[int, torch.dtype]]:
+    """``BASE`` and the type of the caller's base for inputs of a type."""
+    of_elements = [] if code == 2 else [(BASE_OF_ELEMENTS, DTYPES[code])]
+    return [*of_elements, (BASE_OF_FLOAT32, torch.float32)]
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("order", "log2_columns", "rows"), [(5, 3, 17), (28, 4, 7), (20, 6, 3), (12, 9, 2), (172, 6, 2)]
+)
+def test_a_base_of_the_caller(order: int, log2_columns: int, rows: int, code: int, architecture: str) -> None:
+    """One quantizer for each candidate, a row's own scale for the last; the base transposed for every other one."""
+    n, target = order << log2_columns, ARCHITECTURES[architecture]
+    quantizers = _quantizers(n)
+    for source, dtype in _bases(code):
+        base = exact_base(order, dtype)
+        plain = base_candidates(code, order, log2_columns, target, base=source)
+        for i in range(len(plain)):
+            last = i == len(plain) - 1
+            quantizer = (
+                Quantizer(BY_NAME["int8"], n) if last else quantizers[(5 * order + 3 * code + i) % len(quantizers)]
+            )
+            fusion = fusion_of(quantizer, n, False)
+            found = base_candidates(code, order, log2_columns, target, base=source, fusion=fusion)
+            assert found and all(c.base == source for c in found)
+            given = torch.tensor([0.375]) if quantizer.block == 0 else None
+            matrix = base.T if i % 2 == 0 else base
+            x, fitting = exact_rows(rows, n, DTYPES[code]), replace(found[min(i, len(found) - 1)], fusion=None)
+            cuda_arch = 800 if architecture == "sm_80" else 900
+            check(fitting, quantizer, x, given=given, base=matrix, cuda_arch=cuda_arch, seed=i)
+
+
+@pytest.mark.parametrize("source", [BASE_OF_ELEMENTS, BASE_OF_FLOAT32])
+def test_every_quantizer_with_a_base_of_the_caller(source: int) -> None:
+    order, log2_columns, rows = 28, 4, 7
+    n = order << log2_columns
+    base = exact_base(order, torch.float32 if source == BASE_OF_FLOAT32 else torch.bfloat16)
+    for quantizer in _quantizers(n):
+        given = torch.tensor([0.375]) if quantizer.block == 0 else None
+        fusion = fusion_of(quantizer, n, False)
+        found = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], base=source, fusion=fusion)
+        check(replace(found[-1], fusion=None), quantizer, exact_rows(rows, n, torch.bfloat16), given=given, base=base)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_signs_with_a_base_of_the_caller(code: int) -> None:
+    for order, log2_columns, rows in ((28, 4, 5), (20, 7, 2)):
+        n = order << log2_columns
+        x = exact_rows(rows, n, DTYPES[code])
+        signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(x.dtype)
+        for source, dtype in _bases(code):
+            found = base_candidates(code, order, log2_columns, ARCHITECTURES["sm_90a"], base=source)
+            for signs_are in (SIGNS_BEFORE, SIGNS_AFTER):
+                with_signs = found[-1].with_options(signs_are, False)
+                check(with_signs, Quantizer(BY_NAME["int8"], n), x, signs=signs, base=exact_base(order, dtype))
 
 
 def test_rows_of_a_base_stay_apart() -> None:

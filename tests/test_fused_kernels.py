@@ -9,7 +9,7 @@ import pytest
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
-from hadacore.kernels.base_configurations import BaseConfiguration, choose_base
+from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import KernelConfiguration, choose
 from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of
 from hadacore.kernels.quantizing import find_fusion
@@ -47,7 +47,14 @@ def test_every_row_count_finds_a_kernel(n: int, code: int, architecture: str) ->
         (64, 4, ROW, 64, None, "a transform of 4 elements is shorter than a vector of 16 bytes"),
         (1 << 16, 1 << 16, ROW, 1 << 16, None, "a transform of 65536 elements takes several passes over memory"),
         (4096, 128, ROW, 4096, None, "4096 elements that share a scale are several transforms of 128"),
-        (14336, 14336, ROW, 14336, RMSNorm(1e-6, False), "sizes that are no power of two have gated activations only"),
+        (
+            14336,
+            14336,
+            ROW,
+            14336,
+            RMSNorm(1e-6, False),
+            "sizes that are no power of two go with gated activations only",
+        ),
         (4096, 128, ROW, 128, RMSNorm(1e-6, False), "is normalised as a whole, but transformed in parts of 128"),
         (
             2048,
@@ -57,12 +64,58 @@ def test_every_row_count_finds_a_kernel(n: int, code: int, architecture: str) ->
             RotaryEmbedding(False),
             "a rotary embedding goes with transforms of up to 1024 elements",
         ),
-        (20, 20, "int8", 20, None, "sm_90a has no kernel that holds the 20 elements that belong together"),
+        (20, 20, "int8", 20, None, "20 is 20 * 2^0, and 2^0 columns are fewer than a vector of 8"),
     ],
 )
 def test_reasons(n: int, size: int, name: str, block: int, prologue: Description | None, reason: str) -> None:
     made = None if prologue is None else fused_prologue(prologue, n, n // 2)
     found = find_fusion(1, n, size, Quantizer(BY_NAME[name], block), False, False, HOPPER, made)
+    assert isinstance(found, str) and reason in found
+
+
+@pytest.mark.parametrize("architecture", CHECKED)
+@pytest.mark.parametrize("float32_base", [False, True])
+@pytest.mark.parametrize(
+    ("order", "n"), [(1, 256), (5, 320), (16, 256), (28, 3584), (28, 14336), (20, 5120), (172, 11008)]
+)
+def test_every_row_count_finds_a_kernel_with_a_base(order: int, n: int, float32_base: bool, architecture: str) -> None:
+    target, log2 = ARCHITECTURES[architecture], (n // order).bit_length() - 1
+    for code in (0, 1, 2) if float32_base else (0, 1):
+        for name, block in ((ROW, n), ("int4", n), ("mxfp8", 32), (ROW, 0)):
+            quantizer = Quantizer(BY_NAME[name], block)
+            fusion = find_fusion(
+                code, n, n, quantizer, False, False, target, base_order=order, float32_base=float32_base
+            )
+            if isinstance(fusion, str):
+                assert code == 2 and not target.has_clusters and "no kernel that holds the" in fusion
+                continue
+            base = base_source(code, float32_base)
+            for rows in (1, 7, 100, 5000, 100_000):
+                chosen = choose_base(code, order, log2, rows, target.capability, 132, base=base, fusion=fusion)
+                assert chosen.fusion == fusion and chosen.base == base and chosen.runs_on(target)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "order", "prologue", "reason"),
+    [
+        (128, 128, 128, None, r"128 is 128 * 2^0, and 2^0 columns are fewer than a vector of 8"),
+        (28, 4, 1, None, "a transform of 4 elements is shorter than a vector of 16 bytes"),
+        (16448, 16448, 2056, None, "a base of 2056 rows, merged columns included, is more than the 2048 of one launch"),
+        (
+            1 << 20,
+            1 << 20,
+            1,
+            None,
+            "a base of 4096 rows, merged columns included, is more than the 2048 of one launch",
+        ),
+        (512, 128, 16, None, "512 elements that share a scale are several transforms of 128"),
+        (256, 256, 16, RMSNorm(1e-6, False), "a caller's base goes with gated activations only, 256 is 16 * 2^4"),
+    ],
+)
+def test_reasons_with_a_base(n: int, size: int, order: int, prologue: Description | None, reason: str) -> None:
+    made = None if prologue is None else fused_prologue(prologue, n)
+    quantizer = Quantizer(BY_NAME[ROW], n)
+    found = find_fusion(1, n, size, quantizer, False, False, HOPPER, made, base_order=order, float32_base=False)
     assert isinstance(found, str) and reason in found
 
 

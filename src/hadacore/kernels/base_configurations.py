@@ -23,6 +23,9 @@ BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
 #: Column bits that the registers of one warp hold.
 MAXIMUM_LOG2_COLUMNS = 8
 
+#: Order of a base, with the column bits that are merged into it, up to which a size is one launch.
+LARGEST_ORDER = 2048
+
 #: Blocks of a cluster that every GPU with clusters takes.
 MAXIMUM_CLUSTER = 8
 

@@ -1,10 +1,10 @@
 """The CUDA backend: kernels compiled at first use by NVRTC, cached on disk, launched through cuda.core."""
 
 from hadacore.backends import Capabilities
-from hadacore.backends.cuda.composed import LARGEST_ORDER
 from hadacore.backends.cuda.launch import support, transform
 from hadacore.elements import CUDA_ELEMENTS
 from hadacore.formats import FORMATS
+from hadacore.kernels.base_configurations import LARGEST_ORDER
 from hadacore.matrices import MAXIMUM_SIZE
 
 CAPABILITIES = Capabilities(

@@ -10,9 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hadacore.kernels.base_configurations import MAXIMUM_LOG2_COLUMNS
-
-LARGEST_ORDER = 2048
+from hadacore.kernels.base_configurations import LARGEST_ORDER, MAXIMUM_LOG2_COLUMNS
 
 Transform = Callable[[Tensor, Tensor, int, float, Tensor | None, bool, Tensor | None], None]
 

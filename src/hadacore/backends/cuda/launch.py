@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from hadacore.backends import Support
-from hadacore.backends.cuda.composed import LARGEST_ORDER, is_composed, transform_composed
+from hadacore.backends.cuda.composed import is_composed, transform_composed
 from hadacore.backends.cuda.load import load_kernel
 from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.base_configurations import BaseConfiguration, base_source, choose_base
+from hadacore.kernels.base_configurations import LARGEST_ORDER, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source

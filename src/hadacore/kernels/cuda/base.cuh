@@ -17,12 +17,12 @@ constexpr int kWordsOfTile = (kSteps + 3) / 4;     // words of base_signs that a
 constexpr int kPaddedOrder = 16 * kSteps;
 
 // Products are in float16 where both operands are, else in bfloat16, on parts that add up to the operand: high, middle
-// and low for float32, two for a float16 next to a base in float32, one for everything exact already.
+// and low for float32, two for a float16 next to what is not, one for everything exact already.
 // A prologue's result is in two bfloat16 parts already, a panel each.
 constexpr bool kFloat16Products = ELEMENT == FLOAT16 && BASE != BASE_OF_FLOAT32 && !PROLOGUE;
 constexpr bool kPartsInPanels = PROLOGUE && kSixteenBit;
 constexpr int kDataParts = ELEMENT == FLOAT32 ? 3 : kPartsInPanels || (ELEMENT == FLOAT16 && !kFloat16Products) ? 2 : 1;
-constexpr int kBaseParts = BASE == BASE_OF_FLOAT32 ? 3 : 1;
+constexpr int kBaseParts = BASE == BASE_OF_FLOAT32 ? 3 : BASE == BASE_OF_ELEMENTS && ELEMENT == FLOAT16 && !kFloat16Products ? 2 : 1;
 // Products of part p of one and part q of the other that count: p + q up to this. Those left out are 2^-24 of the result.
 constexpr int kLastOrder = kDataParts + kBaseParts == 2 ? 0 : 2;
 constexpr u32 kOnePair = kFloat16Products ? 0x3c003c00u : 0x3f803f80u;
@@ -73,7 +73,7 @@ struct Base {
     for (int r = 0; r < 4; ++r) {
       const int i = column + 4 * (r & 2);
       const float first = entry(row + 8 * (r & 1), i), second = entry(row + 8 * (r & 1), i + 1);
-      if (BASE == BASE_OF_ELEMENTS && kSixteenBit) {
+      if (kBaseParts == 1) {  // of the base's own type
         h[0].a[r] = pack_pair(first, second);
       } else {
         u32 part[kBaseParts];

@@ -24,7 +24,7 @@
 // float32, and rows of too few columns for the second product: c bits are contracted by fp32 butterflies, in registers and,
 // for the two in lane bits, by shuffles. Columns of other rows may be neighbours then; nothing is contracted over them.
 
-extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS BASE_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
   BASE_OF_PARAMETERS(base_matrix)
 #if PROLOGUE

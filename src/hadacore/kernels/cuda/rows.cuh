@@ -5,6 +5,7 @@
 
 #ifndef ORDER  // of the base matrix, which the kernels of powers of two do not have
 #define ORDER 1
+#define BASE_PARAMETERS
 #endif
 constexpr int kSize = ORDER << LOG2_SIZE;
 constexpr bool kPackedRows = LOG2_SIZE < 8;
@@ -13,7 +14,7 @@ static_assert(!(STRIDED && kVectorSpansRows), "a row at a stride must be whole v
 
 // The kernel's parameters. Those that a configuration does not use are not passed at all.
 #define HADAMARD_PARAMETERS \
-  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS PROLOGUE_PARAMETERS QUANTIZE_PARAMETERS
+  const char *x, char *y, double scale, i64 rows SIGNS_PARAMETERS STRIDED_PARAMETERS BASE_PARAMETERS PROLOGUE_PARAMETERS QUANTIZE_PARAMETERS
 #if STRIDED
 #define STRIDED_PARAMETERS , i64 inner_rows, i64 x_outer, i64 x_inner, i64 y_outer, i64 y_inner
 #else
