@@ -10,6 +10,7 @@ import torch
 import hadacore
 from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.kernels.architectures import ARCHITECTURES, CHECKED, architecture_of
+from hadacore.kernels.base_configurations import BaseConfiguration
 from hadacore.kernels.configurations import TABLE, KernelConfiguration, candidates, choose
 from hadacore.kernels.stages import stages_of
 from tests import oracle, tolerances
@@ -144,6 +145,42 @@ def test_plan_for_the_cpu() -> None:
     assert planned.backend == "cpu" and planned.configuration is None
     assert [stage.bits for stage in planned.stages] == [(0,), (1,), (2,)]
     assert "float64" in str(planned)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base_dtype", "products"),
+    [
+        (torch.bfloat16, torch.bfloat16, 1), (torch.float16, torch.float16, 1), (torch.bfloat16, torch.float32, 3),
+        (torch.float16, torch.float32, 5), (torch.float32, torch.float32, 6),
+    ],
+)  # fmt: skip
+def test_plan_with_a_base(dtype: torch.dtype, base_dtype: torch.dtype, products: int) -> None:
+    """Of a size, 5 * 64, that has no Hadamard matrix of the library's; the base may be anywhere."""
+    base = torch.empty(5, 5, dtype=base_dtype, device="meta")
+    planned = hadacore.plan(640, dtype, rows=3, block_size=320, base=base, architecture="sm_90a")
+    assert planned.problem.rows == 6 and planned.additions == 6 * 320 * (6 + 4)
+    assert planned.configuration.base == (2 if base_dtype == torch.float32 else 1)
+    assert planned.stages[0].base_order == 5 and math.prod(stage.radix for stage in planned.stages) == 320
+    assert planned.multiply_adds == 6 * 16 * 16 * 64 * products and planned.predicted_ratio is None
+    assert "matrix   the given base of order 5 (x) Sylvester(2^6), 2 blocks a row" in str(planned)
+    on_cpu = hadacore.plan(640, dtype, block_size=320, base=base, device="cpu")
+    assert sorted(stage.base_order for stage in on_cpu.stages)[-1] == 5 and len(on_cpu.stages) == 7
+
+
+def test_a_base_of_order_one_is_a_base() -> None:
+    planned = hadacore.plan(64, torch.float32, base=torch.ones(1, 1), architecture="sm_80")
+    assert isinstance(planned.configuration, BaseConfiguration) and planned.configuration.order == 1
+
+
+def test_messages_about_a_base() -> None:
+    with pytest.raises(ValueError, match=r"a base of order 3 goes with sizes 3 \* 2\^k .* got x's last dimension 64"):
+        hadacore.plan(64, base=torch.ones(3, 3).half())
+    with pytest.raises(TypeError, match=r"base must be torch.float16 or torch.float32 .*got torch.float64"):
+        hadacore.plan(64, base=torch.ones(4, 4).double())
+    with pytest.raises(ValueError, match=r"base matrices up to order 2048, got order 2050"):
+        hadacore.plan(2050, base=torch.empty(2050, 2050, device="meta"), architecture="sm_90a")
+    with pytest.raises(ValueError, match=r"several smaller transforms .* plan block_size=1280 and 512 instead"):
+        hadacore.plan(20480 << 5, base=torch.ones(5, 5), block_size=5 << 17, architecture="sm_90a")
 
 
 @pytest.mark.gpu

@@ -84,19 +84,24 @@ def check_signs(signs: Tensor | None, x: Tensor) -> Tensor | None:
 
 def check_base(base: object, x: Tensor, block_size: int | None) -> tuple[Tensor, int]:
     """The base matrix, and the transform size for rows like ``x``'s."""
+    if isinstance(base, Tensor) and base.device != x.device:
+        raise ValueError(f"base must be on x's device {x.device}, got {base.device}; use base.to(x.device)")
+    return check_base_matrix(base, x.dtype, x.shape[-1], block_size)
+
+
+def check_base_matrix(base: object, dtype: torch.dtype, n: int, block_size: int | None) -> tuple[Tensor, int]:
+    """The same for rows of ``n`` elements of a type, wherever they are."""
     if not isinstance(base, Tensor):
         raise TypeError(f"base must be a torch.Tensor of shape (m, m), got {type(base).__name__}")
-    allowed = (x.dtype,) if x.dtype in (torch.float32, torch.float64) else (x.dtype, torch.float32)
+    allowed = (dtype,) if dtype in (torch.float32, torch.float64) else (dtype, torch.float32)
     if base.dtype not in allowed:
-        names = " or ".join(str(dtype) for dtype in allowed)
+        names = " or ".join(map(str, allowed))
         raise TypeError(
-            f"base must be {names} for an x of {x.dtype}, got {base.dtype}; convert it with base.to({allowed[-1]})"
+            f"base must be {names} for an x of {dtype}, got {base.dtype}; convert it with base.to({allowed[-1]})"
         )
     if base.dim() != 2 or base.shape[0] != base.shape[1] or base.shape[0] < 1:
         raise ValueError(f"base must be a square matrix of shape (m, m), got shape {tuple(base.shape)}")
-    if base.device != x.device:
-        raise ValueError(f"base must be on x's device {x.device}, got {base.device}; use base.to(x.device)")
-    order, n = base.shape[0], x.shape[-1]
+    order = base.shape[0]
     size = n if block_size is None else block_size
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(f"block_size must be an integer, got {size!r} of type {type(size).__name__}")

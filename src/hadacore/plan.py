@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
 from hadacore.backends.selection import default_backend
-from hadacore.checks import check_block_size
+from hadacore.checks import check_base_matrix, check_block_size
 from hadacore.elements import BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
-from hadacore.kernels.base_configurations import BaseConfiguration, choose_base
+from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
 from hadacore.kernels.passes import Passes, passes_of
 from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of
@@ -35,6 +36,7 @@ class Problem:
         rows: Transforms of ``size`` elements.
         signs: Whether there are random signs.
         inverse: Whether the transpose is applied.
+        base_order: Order of the caller's base, or 0 for this library's.
     """
 
     n: int
@@ -43,6 +45,24 @@ class Problem:
     rows: int
     signs: bool = False
     inverse: bool = False
+    base_order: int = 0
+
+    @property
+    def order(self) -> int:
+        """Order of the base matrix; 1 for a power of two without one."""
+        return self.base_order or factor(self.size).base_order
+
+    @property
+    def log2_columns(self) -> int:
+        """k of the Sylvester factor 2^k."""
+        return (self.size // self.order).bit_length() - 1
+
+    @property
+    def matrix(self) -> str:
+        """The matrix in words."""
+        if self.base_order:
+            return f"the given base of order {self.order} (x) Sylvester(2^{self.log2_columns})"
+        return describe(self.size)
 
 
 @dataclass(frozen=True)
@@ -75,8 +95,8 @@ class Plan:
     @property
     def additions(self) -> int:
         """Additions of the textbook algorithm: one an element for each index bit, ``m - 1`` for a base of order m."""
-        found = factor(self.problem.size)
-        return self.problem.rows * self.problem.size * (found.log2 + found.base_order - 1)
+        p = self.problem
+        return p.rows * p.size * (p.log2_columns + p.order - 1)
 
     @property
     def multiply_adds(self) -> int:
@@ -85,8 +105,7 @@ class Plan:
         if not isinstance(c, BaseConfiguration):
             return 0
         padded = 16 * c.order_tiles
-        parts = 3 if c.element_code == 2 else 1
-        return self.problem.rows * padded * padded * parts << c.log2_size
+        return self.problem.rows * padded * padded * c.products << c.log2_size
 
     @property
     def predicted_ratio(self) -> float | None:
@@ -122,7 +141,7 @@ class Plan:
             where = f"{self.architecture.name}, {self.multiprocessors} multiprocessors"
         lines = [
             f"Plan for {p.rows} rows of {p.n}, {p.element.name}, on {where}",
-            f"  matrix   {describe(p.size)}" + (f", {p.n // p.size} blocks a row" if p.n != p.size else ""),
+            f"  matrix   {p.matrix}" + (f", {p.n // p.size} blocks a row" if p.n != p.size else ""),
         ]
         if p.signs:
             lines.append(f"  signs    {'after' if p.inverse else 'before'} the transform, on sign bits")
@@ -151,9 +170,9 @@ def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | B
 
     Constants are of an H100 at 2^25 elements (docs/performance.md): 0.31 clocks of a multiprocessor an element of 2 bytes for a
     copy; 1360 multiply-adds a clock by mma.sync and 2048 by wgmma, of which half is reached beside everything else. None for
-    powers of two, which docs/performance.md lists as measured.
+    powers of two, which docs/performance.md lists as measured, and for a caller's base, whose reads it does not count.
     """
-    if not isinstance(configuration, BaseConfiguration):
+    if not isinstance(configuration, BaseConfiguration) or configuration.base != BASE_SIGNS:
         return None
     copy_clocks = 0.31 * (2 if configuration.element_code == 2 else 1)
     product_clocks = multiply_adds / (2048 if configuration.wgmma else 1360) / 0.5
@@ -183,6 +202,7 @@ def plan(
     *,
     rows: int = 8192,
     block_size: int | None = None,
+    base: Tensor | None = None,
     signs: bool = False,
     inverse: bool = False,
     device: torch.device | str | None = None,
@@ -196,6 +216,7 @@ def plan(
         dtype: Element type.
         rows: Rows of ``n`` elements.
         block_size: As in :func:`hadacore.hadamard_transform`.
+        base: Likewise, on any device, also meta; only its shape and dtype are looked at.
         signs: Whether there are random signs.
         inverse: Whether the transpose is applied.
         device: The device to plan for; the current GPU if there is one, else the CPU.
@@ -212,39 +233,45 @@ def plan(
       stage 2  radix 16    bits 2 5 6 7      in which product, lane bits 2 3 4: Tensor Cores, high + low, ...
     ...
     """
-    size = check_block_size(n, block_size)
     element = _element(dtype)
+    order = 0
+    if base is None:
+        size = check_block_size(n, block_size)
+    else:
+        base, size = check_base_matrix(base, dtype, n, block_size)
+        order = base.shape[0]
     if rows < 0:
         raise ValueError(f"rows must be 0 or more, got {rows}")
-    problem = Problem(n, size, element, rows * (n // size), signs, inverse)
-    matrix = factor(size)
+    problem = Problem(n, size, element, rows * (n // size), signs, inverse, order)
+    has_base = base is not None or problem.order > 1
     target = _target(device, architecture, multiprocessors)
     if target is None or element.cuda_code is None:
         native = cpu.native.unavailable_reason() is None
         work = f"in {'float64' if element.bytes == 8 else 'float32'}, {'native kernels' if native else 'PyTorch operations'}"
-        stages = tuple(Stage(REGISTERS, (bit,), "memory", f"butterflies {work}") for bit in range(matrix.log2))
-        if matrix.base_order > 1:
-            product = Stage(REGISTERS, (), "memory", f"product with the base {work}", matrix.base_order)
+        stages = tuple(Stage(REGISTERS, (bit,), "memory", f"butterflies {work}") for bit in range(problem.log2_columns))
+        if has_base:
+            product = Stage(REGISTERS, (), "memory", f"product with the base {work}", problem.order)
             # The native kernels multiply by the base last, the PyTorch path first.
             stages = (*stages, product) if native else (product, *stages)
         return Plan(problem, "cpu", stages)
     found, processors = target
     signs_are = signs_placement(signs, inverse)
-    if matrix.base_order > 1:
-        if is_composed(matrix.base_order, matrix.log2):
+    if has_base:
+        if is_composed(problem.order, problem.log2_columns):
             raise ValueError(
                 f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
-                f"block_size={matrix.base_order << 8} and {size // (matrix.base_order << 8)} instead"
+                f"block_size={problem.order << 8} and {size // (problem.order << 8)} instead"
             )
         chosen = choose_base(
             element.cuda_code,
-            matrix.base_order,
-            matrix.log2,
+            problem.order,
+            problem.log2_columns,
             problem.rows,
             found.capability,
             processors,
             signs_are,
-            transposed=inverse and not matrix.symmetric,
+            base=base_source(element.cuda_code, None if base is None else base.dtype == torch.float32),
+            transposed=base is None and inverse and not factor(size).symmetric,
         )
         return Plan(problem, "cuda", base_stages(chosen), found, processors, chosen)
     if size > 1 << MAXIMUM_LOG2_ROW:

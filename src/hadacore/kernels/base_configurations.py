@@ -32,7 +32,7 @@ MAXIMUM_CLUSTER = 8
 # Of a block that holds a row alone: with 128 accumulators a thread, all the registers there are.
 _MOST_WARPS = 14
 
-_FLOAT32 = 2  # ELEMENT
+_FLOAT16, _FLOAT32 = 0, 2  # ELEMENT
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,13 @@ class BaseConfiguration:
     def order_tiles(self) -> int:
         """Tiles of 16 result rows."""
         return -(-self.order // 16)
+
+    @property
+    def products(self) -> int:
+        """Products of the Tensor Cores, of parts of both, that one with the base takes; without a prologue."""
+        three, two = self.element_code == _FLOAT32, self.element_code == _FLOAT16 and self.base == BASE_OF_FLOAT32
+        data, base = 3 if three else 2 if two else 1, 3 if self.base == BASE_OF_FLOAT32 else 1
+        return sum(p + q <= 2 for p in range(data) for q in range(base))  # kLastOrder of base.cuh
 
     @property
     def log2_group(self) -> int:

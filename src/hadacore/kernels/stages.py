@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hadacore.kernels.base_configurations import BaseConfiguration
+from hadacore.kernels.base_configurations import BASE_OF_FLOAT32, BaseConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
 
@@ -108,6 +108,8 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
     log2_columns = c.log2_size + c.log2_merge
     instruction = "wgmma.m64n64k16" if c.wgmma else "mma.m16n8k16"
     parts = " on three bfloat16 parts" if c.element_code == 2 else ""
+    if c.base == BASE_OF_FLOAT32:
+        parts = f" on bfloat16 parts of both, {c.products} products"
     merged = tuple(range(c.log2_size, log2_columns))
     panel = "rows of the panel" + (", in shared memory" if c.stages else "")
     note = f"{c.order} multiply-adds an element, {instruction} on the input{parts}, fp32 accumulators"
