@@ -46,6 +46,7 @@ def transform(x: Tensor, scale: float | None = None, *, block_size: int | None =
     """
     n = x.shape[-1]
     size = block_size or n
+    has_base = base is not None or size & (size - 1) != 0
     base = known_base(size) if base is None else base.detach().double()
     if inverse:
         base = base.T
@@ -59,7 +60,7 @@ def transform(x: Tensor, scale: float | None = None, *, block_size: int | None =
         small = min(columns // inner, 128)
         blocks = _along(sylvester(small), blocks.reshape(x.numel() // (small * inner), small, inner))
         inner *= small
-    if order > 1:
+    if has_base:
         blocks = _along(base, blocks.reshape(count, order, columns))
     result = blocks.reshape(x.shape) * (size**-0.5 if scale is None else scale)
     if signs is not None and inverse:

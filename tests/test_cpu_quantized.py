@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hadacore import hadamard_quantize, prologues
+from hadacore.backends import cpu
 from hadacore.backends.cpu import native, quantized
 from hadacore.formats import BY_NAME, FORMATS, Format, Quantizer
 from hadacore.matrices import factor
@@ -331,6 +332,26 @@ def test_the_operator_has_the_bits_of_the_composed_path(
             monkeypatch.setattr(native, "unavailable_reason", lambda: "not now")
             assert _same(fused, cpu_kernels.quantize(x, rotation, signs, quantizer, scale, None, None, (), None))
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", INPUTS, ids=str)
+def test_with_a_base_the_operator_has_the_bits_of_the_composed_path(dtype: torch.dtype, inverse: bool) -> None:
+    for order, n, base_dtype in ((5, 320, torch.float32), (12, 3072, dtype), (1, 64, dtype)):
+        x = _rows(3, 11, n, dtype=dtype).transpose(0, 1)
+        base = torch.randn(order, order + 1)[:, 1:].to(base_dtype)
+        signs = (torch.randint(0, 2, (n,)) * 2 - 1).to(dtype)
+        rotation = Rotation(n, n**-0.5, inverse)
+        for quantizer in (Quantizer(BY_NAME["int8"], n), Quantizer(BY_NAME["nvfp4"], 16, 0.9, True)):
+            assert cpu.composed_reason(n, quantizer, order) is None
+            fused = cpu_kernels.quantize(x, rotation, signs, quantizer, None, None, None, (), None, base)
+            assert _same(fused, composed(x, rotation, signs, quantizer, None, None, None, (), None, base))
+
+
+def test_what_is_too_long_depends_on_the_order_of_the_base() -> None:
+    quantizer = Quantizer(BY_NAME["int8"], 1 << 17)
+    assert cpu.composed_reason(1 << 17, quantizer, 2) is None
+    assert "up to 2^16, got 2^17" in str(cpu.composed_reason(1 << 17, quantizer, 1))
 
 
 def test_prologues_come_first() -> None:

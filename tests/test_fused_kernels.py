@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
+import torch
 
+from hadacore.backends.cuda import quantize as backend
+from hadacore.backends.cuda.launch import Request
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
@@ -15,6 +19,8 @@ from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of
 from hadacore.kernels.quantizing import find_fusion
 from hadacore.matrices import factor
 from hadacore.prologues import Description, GatedActivation, RMSNorm, RotaryEmbedding
+from hadacore.quantization import cuda_kernels
+from hadacore.quantization.composed import Rotation
 
 HOPPER = ARCHITECTURES["sm_90a"]
 ROW = "fp8_e4m3"
@@ -142,3 +148,43 @@ def test_configurations_that_cannot_be() -> None:
         replace(base, fusion=_row(512))
     with pytest.raises(ValueError, match=r"the blocks that share a row must form a cluster"):
         replace(base, tiles=1, splits=2, units=2, fusion=_row(448))
+
+
+# ---- what a launch is given, without a GPU -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "base_dtype", "prologue", "read"),
+    [
+        (torch.bfloat16, torch.bfloat16, None, torch.bfloat16),
+        (torch.bfloat16, torch.float32, None, torch.float32),
+        (torch.bfloat16, torch.bfloat16, GatedActivation("silu", "gate_up"), torch.bfloat16),
+        (torch.float16, torch.float16, RMSNorm(1e-6, False), torch.float32),
+    ],
+)
+def test_arguments_of_a_launch_with_a_base(
+    dtype: torch.dtype, base_dtype: torch.dtype, prologue: Description | None, read: torch.dtype, inverse: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The base after the signs and before a prologue's operands, transposed by its strides. After a prologue of PyTorch
+    operations x is float32, and so is the base."""
+    launched: list[tuple[int | float, ...]] = []
+    requests: list[Request] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "enter_device", contextlib.nullcontext)
+    monkeypatch.setattr(backend, "find_prepared", requests.append)
+    monkeypatch.setattr(backend, "launch_prepared", lambda prepared, device, arguments: launched.append(arguments))
+    gated = isinstance(prologue, GatedActivation)
+    x, signs = torch.randn(3, 320 * (1 + gated)).to(dtype), torch.ones(320)
+    base = torch.randn(5, 7)[:, 2:].to(base_dtype).T
+    operands = (torch.ones(320, dtype=dtype),) if isinstance(prologue, RMSNorm) else ()
+    rotation = Rotation(320, 0.5, inverse)
+    quantizer = Quantizer(BY_NAME[ROW], 320)
+    cuda_kernels.quantize(x, rotation, signs, quantizer, None, None, prologue, operands, None, base)
+    (request,), (arguments,) = requests, launched
+    assert request.base_order == 5 and request.base_dtype == read and request.dtype == (read if operands else dtype)
+    (_, _, scale, rows), (_, sign_rows), (address, *strides) = arguments[:4], arguments[4:6], arguments[6:9]
+    assert (scale, rows, sign_rows) == (0.5, 3, 1) and len(arguments) == 9 + 6 * gated + 5
+    assert strides == list(base.T.stride() if inverse else base.stride())
+    assert (address == base.data_ptr()) == (read == base_dtype)

@@ -1,7 +1,8 @@
-"""The documentation of quantization: its table of formats is the package's."""
+"""The documentation of quantization: its table of formats is the package's, and its example runs."""
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 from hadacore.formats import FORMATS, Format
@@ -25,3 +26,8 @@ def test_the_table_of_formats() -> None:
     assert rows == [_row(format) for format in FORMATS]
     for source in {format.source.split(";")[0] for format in FORMATS if "OCP" in format.source}:
         assert source in " ".join(section.split())
+
+
+def test_the_example_runs() -> None:
+    found = doctest.testfile(str(ROOT / "docs/quantization.md"), module_relative=False)
+    assert found.attempted and not found.failed

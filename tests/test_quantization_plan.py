@@ -45,6 +45,30 @@ def test_prologues_count() -> None:
         assert plan.bytes_to_move == inputs * 4 * elements + codes
 
 
+def test_a_base() -> None:
+    """Of sizes of which there is no matrix of the library's; where no kernel has it the plan says why."""
+    for dtype, base_dtype in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32,) * 2):
+        base = torch.empty(5, 5, dtype=base_dtype, device="meta")
+        for options in ({"architecture": "sm_90a"}, {"architecture": "sm_80", "inverse": True, "signs": True}):
+            plan = plan_quantize(320, "fp8_e4m3", dtype, base=base, **options)
+            assert plan.fused and "matrix   the given base of order 5 (x) Sylvester(2^6)" in str(plan)
+    gated = prologues.silu_mul(order="gate_up").description
+    norm = prologues.rms_norm(torch.ones(320)).description
+    base = torch.empty(5, 5, device="meta")
+    assert plan_quantize(320, "int8", base=base, prologue=gated, architecture="sm_90a").prologue_reason is None
+    plan = plan_quantize(320, "int8", base=base, prologue=norm, architecture="sm_90a")
+    assert plan.fused and plan.prologue_reason == "a caller's base goes with gated activations only, 320 is 5 * 2^6"
+    square = torch.empty(128, 128, device="meta")
+    plan = plan_quantize(128, "int8", base=square, architecture="sm_90a")
+    assert plan.composed_reason == "128 is 128 * 2^0, and 2^0 columns are fewer than a vector of 8"
+    plan = plan_quantize(640, "int8", base=base, block_size=320, architecture="sm_90a")
+    assert plan.composed_reason == "640 elements that share a scale are several transforms of 320"
+    on_cpu = plan_quantize(320, "int8", base=base, device="cpu")
+    assert on_cpu.fused == (native.unavailable_reason() is None)
+    long = plan_quantize(1 << 17, "int8", base=torch.empty(1, 1, device="meta"), device="cpu")
+    assert not long.fused
+
+
 def test_lines() -> None:
     text = str(plan_quantize(256, "nvfp4", stochastic=True, architecture="sm_90a"))
     assert "one E4M3 scale for 16 elements, swizzled, stochastic" in text
@@ -57,5 +81,9 @@ def test_messages() -> None:
         plan_quantize(256, "int8", torch.int8)
     with pytest.raises(ValueError, match=r"stochastic rounding is for mxfp4, nvfp4"):
         plan_quantize(256, "int8", stochastic=True)
+    with pytest.raises(TypeError, match=r"base must be torch.bfloat16 or torch.float32 .*got torch.float16"):
+        plan_quantize(256, "int8", base=torch.ones(2, 2).half())
+    with pytest.raises(ValueError, match=r"base matrices up to order 2048, got order 2050"):
+        plan_quantize(4100, "int8", base=torch.empty(2050, 2050, device="meta"), architecture="sm_90a")
     with pytest.raises(ValueError, match=r"no Hadamard matrix of order 668"):
         plan_quantize(668, "int8")

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hadacore
-from hadacore import hadamard_quantize, hadamard_transform
+from hadacore import hadamard_quantize, hadamard_transform, prologues
 from hadacore.formats import BY_NAME, FORMATS, Format, Quantizer
-from hadacore.quantization import layouts, reference, rounding
+from hadacore.quantization import layouts, prologue_reference, reference, rounding
 from tests import oracle as float64_oracle
 from tests import quantization_oracle as oracle
 from tests import tolerances
-from tests.quantized_values import assert_quantized_within, exact_rows
+from tests.quantized_values import assert_quantized_within, exact_base, exact_rows
 
 BLOCKED = [(f, g) for f in FORMATS for g in f.granularities if g != "tensor"]
 CASES = [(f, g) for f in FORMATS for g in f.granularities]
@@ -158,6 +158,84 @@ def test_exact_rotations_give_the_bits_of_the_reference(
     codes, scales = reference.quantize(rotated, Quantizer(format, block, swizzled=format.can_swizzle), static)
     assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8))
     assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
+
+
+# ---- a caller's base ----------------------------------------------------------------------------------
+
+
+def _base_types(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    return tuple(dict.fromkeys((dtype, torch.float32)))
+
+
+BASES = [(x, b) for x in (torch.float16, torch.bfloat16, torch.float32) for b in _base_types(x)]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(("dtype", "base_dtype"), BASES, ids=str)
+def test_with_a_base_it_is_rotation_then_reference(
+    dtype: torch.dtype, base_dtype: torch.dtype, inverse: bool, device: torch.device
+) -> None:
+    """Of blocks of 5 * 64 and rows of 12 * 16 elements, with signs and the base at strides."""
+    for n, size, order, name, granularity in (
+        (640, 320, 5, "fp8_e4m3", 128), (640, 320, 5, "int8", "row"), (192, 192, 12, "fp8_e4m3", "row"),
+        (192, 192, 12, "mxfp4", 32), (80, 80, 80, "nvfp4", 16), (64, 64, 1, "int4", 32),
+    ):  # fmt: skip
+        x = torch.randn(3, 5, n).to(dtype).to(device).transpose(0, 1)
+        base = torch.randn(2 * order, order + 1, device=device).to(base_dtype)[::2, 1:].T
+        signs = (torch.randint(0, 2, (n,), device=device) * 2 - 1).float()
+        options: dict[str, Any] = {"block_size": size, "signs": signs, "inverse": inverse}
+        q = hadamard_quantize(x, name, granularity=granularity, base=base, transform_scale=0.3, **options)
+        rotated = hadamard_transform(x.float(), 0.3, base=base.float(), **options).reshape(15, n)
+        quantizer = Quantizer(BY_NAME[name], _block(granularity, n), swizzled=BY_NAME[name].can_swizzle)
+        exact = float64_oracle.transform(x, 0.3, base=base, **options)
+        assert_quantized_within(q, exact, tolerances.rotated_bound(x, size, 0.3, dtype, base=base), differing=0.2)
+        if device.type == "cpu":
+            codes, scales = reference.quantize(rotated, quantizer)
+            assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8).view(q.codes.shape))
+            assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
+
+
+@pytest.mark.parametrize(("dtype", "base_dtype"), BASES, ids=str)
+@pytest.mark.parametrize(("format", "granularity"), CASES, ids=_ids)
+def test_exact_rotations_with_a_base_give_the_bits_of_the_reference(
+    format: Format, granularity: str | int, dtype: torch.dtype, base_dtype: torch.dtype, device: torch.device
+) -> None:
+    """The factor is ``size ** -0.5`` without another, whatever the base."""
+    x, base = exact_rows(9, 3 * 256, dtype).to(device), exact_base(12, base_dtype).to(device)
+    static = torch.tensor(0.01, device=device) if granularity == "tensor" else None
+    q = hadamard_quantize(x, format.name, granularity=granularity, scale=static, base=base)
+    factor = torch.tensor((3 * 256) ** -0.5, device=device, dtype=torch.float32)
+    rotated = float64_oracle.transform(x, 1.0, base=base).float() * factor
+    block = 0 if static is not None else _block(granularity, 3 * 256)
+    codes, scales = reference.quantize(rotated, Quantizer(format, block, swizzled=format.can_swizzle), static)
+    assert torch.equal(q.codes.view(torch.uint8), codes.view(torch.uint8))
+    assert torch.equal(q.scales.flatten().view(torch.uint8), scales.flatten().view(torch.uint8))
+
+
+@pytest.mark.parametrize(("dtype", "base_dtype"), BASES, ids=str)
+def test_a_base_after_a_prologue(dtype: torch.dtype, base_dtype: torch.dtype, device: torch.device) -> None:
+    """The base goes with the rotated elements, half of those of a concatenated tensor; the values are fp32 by then."""
+    both = torch.randn(7, 2 * 320).to(dtype).to(device)
+    base = torch.randn(5, 5).to(base_dtype).to(device)
+    weight = torch.rand(640, device=device).to(dtype) + 0.5
+    for prologue, block_size in ((prologues.silu_mul(order="up_gate"), None), (prologues.rms_norm(weight), 320)):
+        values = prologue_reference.apply(prologue.description, both, prologue.operands, None)
+        options: dict[str, Any] = {"base": base, "block_size": block_size}
+        q = hadamard_quantize(both, "int8", prologue=prologue, **options)
+        size = block_size or 320
+        bound = tolerances.rotated_bound(values, size, size**-0.5, dtype, True, base)
+        exact = float64_oracle.transform(values, block_size=block_size, base=base)
+        assert_quantized_within(q, exact, bound, differing=0.3)
+        if device.type == "cpu":
+            expected = hadamard_quantize(values, "int8", base=base.float(), block_size=block_size)
+            assert torch.equal(q.codes, expected.codes) and torch.equal(q.scales, expected.scales)
+
+
+def test_a_learned_base_needs_no_detaching_without_gradients(device: torch.device) -> None:
+    base = torch.nn.Parameter(torch.eye(3, device=device))
+    with torch.no_grad():
+        q = hadamard_quantize(torch.ones(2, 48, device=device), "int8", base=base)
+    assert q.codes.shape == (2, 48)
 
 
 @pytest.mark.parametrize("format", [f for f in FORMATS if f.can_swizzle], ids=_ids)

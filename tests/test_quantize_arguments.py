@@ -108,6 +108,47 @@ ERRORS: list[tuple[type[Exception], str, Any]] = [
         r"block_size must divide.*block_size=256 and 128",
         lambda: hadamard_quantize(X, "int8", block_size=256),
     ),
+    (TypeError, r"base must be a torch.Tensor .* got list", lambda: hadamard_quantize(X, "int8", base=[[1.0]])),
+    (
+        TypeError,
+        r"base must be torch.float32 for an x of torch.float32, got torch.bfloat16; convert it with base.to",
+        lambda: hadamard_quantize(X, "int8", base=torch.eye(4).bfloat16()),
+    ),
+    (
+        TypeError,
+        r"base must be torch.float16 or torch.float32 .* got torch.bfloat16",
+        lambda: hadamard_quantize(X.half(), "int8", base=torch.eye(4).bfloat16()),
+    ),
+    (
+        ValueError,
+        r"base must be a square matrix .* got shape \(2, 4\)",
+        lambda: hadamard_quantize(X, "int8", base=torch.ones(2, 4)),
+    ),
+    (
+        ValueError,
+        r"base must be on x's device cpu, got meta",
+        lambda: hadamard_quantize(X, "int8", base=torch.ones(2, 2, device="meta")),
+    ),
+    (
+        ValueError,
+        r"a base of order 3 goes with sizes 3 \* 2\^k .* got x's last dimension 128; pass a base",
+        lambda: hadamard_quantize(X, "int8", base=torch.eye(3)),
+    ),
+    (
+        ValueError,
+        r"a base of order 4 .* got block_size 12 of rows of 128; use block_size=128",
+        lambda: hadamard_quantize(X, "int8", base=torch.eye(4), block_size=12),
+    ),
+    (
+        ValueError,
+        r"a base of order 4 .* got x's last dimension 60; use block_size=4",
+        lambda: hadamard_quantize(X[:, :120], "int8", base=torch.eye(4), prologue=prologues.silu_mul(order="gate_up")),
+    ),
+    (
+        ValueError,
+        r"records no gradient, got a base that requires grad; use base.detach\(\)",
+        lambda: hadamard_quantize(X, "int8", base=torch.eye(4).requires_grad_()),
+    ),
     (TypeError, r"scale must be a real number.*got str", lambda: hadamard_quantize(X, "int8", transform_scale="1")),
     (ValueError, r"shape \(128,\), got \(4,\)", lambda: hadamard_quantize(X, "int8", signs=torch.ones(4))),
     (TypeError, r"dtype must be one of .*got torch.int8", lambda: hadamard_quantize(X, "int8").dequantize(torch.int8)),

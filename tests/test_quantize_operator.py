@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hadacore import hadamard_quantize, prologues
-from hadacore.formats import FORMATS, Format
+from hadacore.formats import BY_NAME, FORMATS, Format
 from hadacore.quantization import QuantizedTensor
 
 UTILITIES = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -60,6 +60,27 @@ def test_opcheck_with_prologue(name: str, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.hadacore.hadamard_quantize.default, tuple(arguments), test_utils=UTILITIES)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+def test_opcheck_with_a_base(inverse: bool, device: torch.device) -> None:
+    x, base = torch.randn(3, 160, device=device), torch.randn(5, 6, device=device)[:, 1:]
+    arguments = list(_arguments(x, BY_NAME["int8"], "row"))
+    arguments[10] = inverse
+    torch.library.opcheck(torch.ops.hadacore.hadamard_quantize.default, (*arguments, base, None), test_utils=UTILITIES)
+
+
+def test_compile_fullgraph_with_a_base(device: torch.device) -> None:
+    torch._dynamo.reset()
+    base = torch.randn(5, 5, device=device)
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hadamard_quantize(x * 2, "fp8_e4m3", base=base.to(x.dtype), block_size=160, inverse=True).codes, x + 1
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(3, 320, device=device).to(dtype)
+        got = torch.compile(f, fullgraph=True, backend="aot_eager")(x)
+        assert all(_same(a, b) for a, b in zip(got, f(x), strict=True))
+
+
 def test_compile_fullgraph_with_dynamic_rows(device: torch.device) -> None:
     torch._dynamo.reset()
     compiled: list[int] = []
@@ -106,6 +127,8 @@ def test_meta_tensors() -> None:
     q = hadamard_quantize(x, "mxfp4")
     assert q.codes.is_meta and q.codes.shape == (130, 128) and q.scales.shape == (256 * 8,)
     assert hadamard_quantize(x, "fp8_e4m3", granularity=128).scales.stride() == (1, 130)
+    rows = torch.empty(3, 80, device="meta")
+    assert hadamard_quantize(rows, "int8", base=torch.empty(5, 5, device="meta")).codes.shape == (3, 80)
 
 
 def test_every_device_has_the_operator() -> None:

@@ -49,10 +49,10 @@ FUSED = triton.CAPABILITIES.fused_formats
 
 def _rotated(x: torch.Tensor, **options: Any) -> torch.Tensor:
     """What the kernel has before it rounds: the same kernel, with an output in fp32."""
-    n = x.shape[-1]
+    n, base = x.shape[-1], options.pop("base", None)
     out = torch.empty_like(x, dtype=torch.float32)
-    c = configuration_for(x, n, None)
-    launch(c, x, out, n**-0.5, base=base_for(x, c), **options)
+    c = configuration_for(x, n, base)
+    launch(c, x, out, n**-0.5, base=base_for(x, c) if base is None else bases.in_zeros(base), **options)
     return out
 
 
@@ -88,6 +88,16 @@ def test_signs_and_inverse_come_before_codes(name: str, inverse: bool) -> None:
         _check_quantized(x, name, signs=signs, inverse=inverse)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_base_of_the_caller(dtype: torch.dtype, inverse: bool) -> None:
+    for order, n in ((1, 64), (5, 40), (12, 3072), (128, 128), (172, 688)):
+        x = torch.randn(3, n).to(dtype).to(GPU)
+        for base_dtype in dict.fromkeys((dtype, torch.float32)):
+            base = torch.randn(order, order + 1).to(base_dtype).to(GPU)[:, 1:]
+            _check_quantized(x, "int8" if order % 2 else "fp8_e4m3", base=base, inverse=inverse)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=6),
@@ -120,6 +130,10 @@ def test_a_prologue_comes_before_the_kernel() -> None:
     ours = hadacore.hadamard_quantize(gate, "int8", prologue=prologues.silu_mul(up), backend="triton")
     values = gate.float() / (1 + torch.exp(-gate.float())) * up.float()
     expected = hadacore.hadamard_quantize(values, "int8", backend="triton")
+    assert (ours.codes.int() - expected.codes.int()).abs().max() <= 1
+    base = torch.randn(8, 8, device=GPU).bfloat16()
+    ours = hadacore.hadamard_quantize(gate, "int8", prologue=prologues.silu_mul(up), base=base, backend="triton")
+    expected = hadacore.hadamard_quantize(values, "int8", base=base.float(), backend="triton")
     assert (ours.codes.int() - expected.codes.int()).abs().max() <= 1
 
 
@@ -203,6 +217,8 @@ def test_a_large_base_is_not_quantized_in_one_kernel() -> None:
     x = torch.ones(2, 428, device=GPU)
     with pytest.raises(ValueError, match="base matrix has order 256 at most, got order 428"):
         hadacore.hadamard_quantize(x, "int8", backend="triton")
+    with pytest.raises(ValueError, match="base matrix has order 256 at most, got order 300; backend=None rotates"):
+        hadacore.hadamard_quantize(x[:, :300], "int8", base=torch.eye(300, device=GPU), backend="triton")
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------

@@ -86,15 +86,18 @@ def element_bound(
     return abs(scale) * roundings(size, base) * work * mass + information.eps / 2 * 1.01 * exact.abs() + tiny
 
 
-def rotated_bound(x: Tensor, size: int, scale: float, dtype: torch.dtype, prologue: bool = False) -> Tensor:
+def rotated_bound(
+    x: Tensor, size: int, scale: float, dtype: torch.dtype, prologue: bool = False, base: Tensor | None = None
+) -> Tensor:
     """Largest allowed error of each rotated value before it is quantized, see above; in float64, of x's shape.
 
     With a prologue, x is its result: fp32, so that the first product takes split values too, and four roundings off.
     """
+    largest = 1.0 if base is None else base.abs().max().item()
     blocks = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, size)
-    mass = blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
+    mass = largest * blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
     split = 0.0 if dtype == torch.float32 else (2 + prologue) * 2.0**-18
-    return abs(scale) * mass * (split + 2 * (roundings(size) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
+    return abs(scale) * mass * (split + 2 * (roundings(size, base) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
 
 
 def norm_bound(size: int, base: Tensor | None = None) -> float:

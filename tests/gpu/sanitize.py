@@ -64,7 +64,7 @@ def _rows(element: Element) -> int:
 
 
 def _quantize(element: Element) -> int:
-    """Every format after few and many rows of some sizes, the prologues, and queries and keys."""
+    """Every format after few and many rows of some sizes, the prologues, bases of the caller's, and queries and keys."""
     launched = 0
     for size in (128, 1024, 4096, 16384, 32768, 448, 5120, 14336):
         for rows in (3, 301):
@@ -73,6 +73,15 @@ def _quantize(element: Element) -> int:
             made = [None, prologues.silu_mul(up), prologues.rms_norm(weight, residual=up.clone())]
             for format in FORMATS:
                 q = hadamard_quantize(x, format.name, prologue=made[launched % len(made)])
+                torch.cuda.synchronize()
+                assert torch.isfinite(q.dequantize()).all()
+                launched += 1
+    for order, size in ((5, 320), (28, 3584), (172, 11008)):
+        x, up = (torch.randn(7, size, device="cuda").to(element.dtype) for _ in range(2))
+        for dtype in dict.fromkeys((element.dtype, torch.float32)):
+            base = torch.randn(order, order, device="cuda").to(dtype)
+            for name, prologue in (("int8", None), ("nvfp4", None), ("int8", prologues.silu_mul(up))):
+                q = hadamard_quantize(x, name, prologue=prologue, base=base, inverse=prologue is None)
                 torch.cuda.synchronize()
                 assert torch.isfinite(q.dequantize()).all()
                 launched += 1

@@ -20,19 +20,20 @@ from hadacore.backends.cuda.quantize import ScaleMatrix
 from hadacore.elements import BY_DTYPE
 from hadacore.formats import BY_NAME, FORMATS, Format, Granularity, Quantizer
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates, base_source
 from hadacore.kernels.configurations import KernelConfiguration, candidates
 from hadacore.kernels.fusion import fusion_of, scale_factor
 from hadacore.matrices import factor
 from hadacore.quantization import layouts, prologue_reference, reference
 from tests import oracle, tolerances
-from tests.quantized_values import assert_quantized_within, exact_rows
+from tests.quantized_values import assert_quantized_within, exact_base, exact_rows
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SIZES = (16, 64, 128, 256, 1024, 4096, 8192, 16384, 32768, 448, 5120, 11008, 14336, 28672)
 CASES = [(f, g) for f in FORMATS for g in f.granularities]
+BASES = ((1, 256), (5, 320), (16, 256), (28, 448), (28, 3584), (20, 5120), (172, 11008), (28, 14336))
 GUARD = 64
 
 
@@ -50,20 +51,21 @@ def _fits(format: Format, granularity: Granularity, n: int) -> bool:
 
 def _check_exact(
     x: Tensor, format: Format, granularity: Granularity, *, size: int | None = None, signs: Tensor | None = None,
-    inverse: bool = False,
+    inverse: bool = False, base: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Codes and scales of rows whose transforms are exact are the reference's, and one kernel made them."""
     n = x.shape[-1]
     size, block = size or n, _block(granularity, n)
     given = torch.tensor(0.375, device=x.device) if block == 0 else None
     plan = plan_quantize(
-        n, format.name, x.dtype, granularity=granularity, block_size=size, signs=signs is not None, inverse=inverse, device="cuda"
+        n, format.name, x.dtype, granularity=granularity, block_size=size, base=base, signs=signs is not None, inverse=inverse,
+        device="cuda",
     )  # fmt: skip
     assert plan.fused, plan
     q = hadamard_quantize(
-        x, format.name, granularity=granularity, scale=given, block_size=size, signs=signs, inverse=inverse
+        x, format.name, granularity=granularity, scale=given, block_size=size, base=base, signs=signs, inverse=inverse
     )
-    rotated = oracle.transform(x, 1.0, block_size=size, signs=signs, inverse=inverse).float()
+    rotated = oracle.transform(x, 1.0, block_size=size, signs=signs, inverse=inverse, base=base).float()
     values = rotated * torch.tensor(size**-0.5, dtype=torch.float32, device=x.device)
     codes, scales = reference.quantize(values.view(-1, n), Quantizer(format, block, 1.0, format.can_swizzle), given)
     where = f"{format.name} {granularity} {tuple(x.shape)} {x.dtype}"
@@ -110,6 +112,58 @@ def test_blocks_of_the_transform() -> None:
         _check_exact(exact_rows(9, n, torch.bfloat16).cuda(), BY_NAME[name], granularity, size=size)
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("order", "n"), BASES)
+def test_a_base_of_the_caller(order: int, n: int, dtype: torch.dtype, inverse: bool) -> None:
+    """In x's type and in float32, at any strides, with signs and without; with few rows and many."""
+    signs = (torch.randint(0, 2, (n,), device="cuda") * 2 - 1).to(torch.int8)
+    for base_dtype in dict.fromkeys((dtype, torch.float32)):
+        base = exact_base(order + 1, base_dtype).cuda()[1:, :-1]
+        for name, granularity in (("int8", "row"), ("fp8_e4m3", "tensor"), ("mxfp4", 32), ("nvfp4", 16)):
+            if not _fits(BY_NAME[name], granularity, n):
+                continue
+            for rows, given in ((7, None), (130, signs)):
+                x = exact_rows(rows, n, dtype).cuda()
+                _check_exact(x, BY_NAME[name], granularity, signs=given, inverse=inverse, base=base)
+
+
+def test_blocks_of_a_base_of_the_caller() -> None:
+    base = exact_base(28, torch.float32).cuda()
+    x = exact_rows(9, 14336, torch.bfloat16).cuda()
+    _check_exact(x, BY_NAME["int4"], 64, size=3584, base=base)
+    _check_exact(x.view(9, 2, 7168)[:, 1], BY_NAME["mxfp8"], 32, size=1792, base=base.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("order", "n"), BASES)
+def test_every_configuration_with_a_base_gives_the_same_bits(order: int, n: int, dtype: torch.dtype) -> None:
+    architecture = architecture_of(torch.cuda.get_device_capability())
+    code = BY_DTYPE[dtype].cuda_code
+    assert code is not None
+    x = torch.randn(37, n, device="cuda").to(dtype)
+    quantizer = Quantizer(BY_NAME["int8"], n)
+    for base_dtype in dict.fromkeys((dtype, torch.float32)):
+        base = torch.randn(order, order, device="cuda").to(base_dtype)
+        source, log2 = base_source(code, base_dtype == torch.float32), (n // order).bit_length() - 1
+        found = base_candidates(code, order, log2, architecture, base=source, fusion=fusion_of(quantizer, n, False))
+        assert found
+        q = hadamard_quantize(x, "int8", base=base)
+        for configuration in found:
+            codes, scales = _run(configuration, x, quantizer, None, base)
+            assert _same(q.codes, codes) and _same(q.scales, scales), configuration
+        bound = tolerances.rotated_bound(x, n, n**-0.5, dtype, base=base)
+        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.2)
+
+
+def test_what_no_kernel_does_with_a_base_is_composed() -> None:
+    x, base = exact_rows(5, 128, torch.bfloat16).cuda(), exact_base(128, torch.bfloat16).cuda()
+    assert "fewer than a vector" in str(plan_quantize(128, "int8", base=base, device="cuda").composed_reason)
+    q = hadamard_quantize(x, "int8", base=base, transform_scale=1.0)
+    codes, scales = reference.quantize(oracle.transform(x, 1.0, base=base).float(), Quantizer(BY_NAME["int8"], 128))
+    assert _same(q.codes, codes) and _same(q.scales, scales)
+
+
 def test_rows_that_no_kernel_holds_are_composed() -> None:
     x = exact_rows(3, 14336, torch.bfloat16).cuda()
     plan = plan_quantize(14336, "int8", block_size=3584, device="cuda")
@@ -142,7 +196,11 @@ class _Guarded:
 
 
 def _run(
-    configuration: KernelConfiguration | BaseConfiguration, x: Tensor, quantizer: Quantizer, given: Tensor | None
+    configuration: KernelConfiguration | BaseConfiguration,
+    x: Tensor,
+    quantizer: Quantizer,
+    given: Tensor | None,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes and scales as they lie in memory, of one configuration."""
     rows, n = x.shape
@@ -156,7 +214,7 @@ def _run(
     device = x.get_device()
     with enter_device(device):
         prepared = prepare(configuration, rows, device)
-        arguments = kernel_arguments(x, codes.inner, n**-0.5, rows, n, None, None)
+        arguments = kernel_arguments(x, codes.inner, n**-0.5, rows, n, None, None, base)
         launch_prepared(prepared, device, arguments + matrix.arguments())
     torch.cuda.synchronize()
     assert codes.is_intact() and scales.is_intact(), configuration
@@ -269,10 +327,10 @@ def test_stochastic_codes_do_not_depend_on_the_rows_after() -> None:
 # ---- prologues ---------------------------------------------------------------------------------------
 
 
-def _close(q: hadacore.QuantizedTensor, values: Tensor) -> None:
+def _close(q: hadacore.QuantizedTensor, values: Tensor, base: Tensor | None = None) -> None:
     """INT8 codes of the rotated fp32 values of a prologue: exp and the sum of squares are the platform's to a few units in the
     last place, so scales are equal to 2^-12 and few codes differ, by one."""
-    rotated = hadacore.hadamard_transform(values)
+    rotated = hadacore.hadamard_transform(values, base=base)
     codes, scales = reference.quantize(
         rotated.view(-1, rotated.shape[-1]), Quantizer(BY_NAME["int8"], rotated.shape[-1])
     )
@@ -296,6 +354,21 @@ def test_gated_activations(n: int, dtype: torch.dtype) -> None:
         for parts, order in (((gate, up), "gate_up"), ((up, gate), "up_gate")):
             one = hadamard_quantize(torch.cat(parts, -1), "int8", prologue=make(order=order))
             assert _same(one.codes, q.codes) and _same(one.scales, q.scales)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("order", "n"), [(5, 320), (28, 3584), (20, 5120), (28, 14336)])
+def test_prologues_with_a_base_of_the_caller(order: int, n: int, dtype: torch.dtype) -> None:
+    """Gated activations in the kernel, a normalisation before it; a float16 base is in two parts beside the first."""
+    gate, up = (torch.randn(19, n, device="cuda").to(dtype) for _ in range(2))
+    for base_dtype in dict.fromkeys((dtype, torch.float32)):
+        base = torch.randn(order, order, device="cuda").to(base_dtype)
+        for prologue in (prologues.silu_mul(up), prologues.rms_norm(up[0])):
+            plan = plan_quantize(n, "int8", dtype, prologue=prologue.description, base=base, device="cuda")
+            gated = isinstance(prologue.description, prologues.GatedActivation)
+            assert plan.fused and (plan.prologue_reason is None) == gated
+            q = hadamard_quantize(gate, "int8", prologue=prologue, base=base)
+            _close(q, prologue_reference.apply(prologue.description, gate, prologue.operands, None), base.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

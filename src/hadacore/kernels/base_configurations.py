@@ -361,7 +361,10 @@ def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architec
     alone = ({"splits": 1, "order_warps": warps, "units": 1},) if c.splits > 1 and warps <= _MOST_WARPS else ()
     fewer = ({"stages": 1},) if c.stages != 1 and fusion.prologue is not None else ()
     staged = ({"stages": 2},) if c.stages == 0 and fusion.prologue is not None else ()
-    for changes in ({}, *staged, *alone, *fewer):
+    # At 256 columns the addresses of a second stage do not fit the registers beside three parts of a base and two of the input.
+    parts_of_both = c.base == BASE_OF_FLOAT32 and c.element_code != _FLOAT32 and fusion.prologue is not None
+    first = {"stages": 1} if parts_of_both and c.log2_size == MAXIMUM_LOG2_COLUMNS else {}
+    for changes in (first, *staged, *alone, *fewer):
         try:
             found = replace(c, fusion=fusion, **changes)
         except ValueError:

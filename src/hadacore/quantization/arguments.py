@@ -8,6 +8,7 @@ import numbers
 import torch
 from torch import Tensor
 
+from hadacore import checks
 from hadacore.formats import BY_NAME, FORMATS, PER_ROW, PER_TENSOR, Format, Granularity
 
 _INPUTS = (torch.float16, torch.bfloat16, torch.float32)
@@ -42,6 +43,16 @@ def check_quantized_input(x: Tensor) -> int:
             "quantization records no gradient, got an x that requires grad; use x.detach() or torch.no_grad()"
         )
     return x.shape[-1]
+
+
+def check_base(base: Tensor, x: Tensor, n: int, block_size: int | None) -> tuple[Tensor, int]:
+    """The base matrix, and the transform size for rotated rows of ``n`` elements."""
+    found, size = checks.check_base(base, x if x.shape[-1] == n else x[..., :n], block_size)
+    if base.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "quantization records no gradient, got a base that requires grad; use base.detach() or torch.no_grad()"
+        )
+    return found, size
 
 
 def check_granularity(granularity: Granularity | None, format: Format, n: int) -> tuple[Granularity, int]:

@@ -30,12 +30,13 @@ def rotate(
     prologue: Description | None,
     operands: Sequence[Tensor],
     residual: Tensor | None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """The rotated fp32 values, ``(..., n)``, that the quantizer sees."""
+    """The rotated fp32 values, ``(..., n)``, that the quantizer sees. A base of 16 bits is exact in fp32."""
     values = x.float() if prologue is None else prologue_reference.apply(prologue, x, operands, residual)
     return hadamard_transform(
-        values, rotation.scale, block_size=rotation.block_size, signs=signs, inverse=rotation.inverse,
-        backend=rotation.backend,
+        values, rotation.scale, block_size=rotation.block_size, base=None if base is None else base.float(), signs=signs,
+        inverse=rotation.inverse, backend=rotation.backend,
     )  # fmt: skip
 
 
@@ -49,11 +50,12 @@ def composed(
     prologue: Description | None,
     operands: Sequence[Tensor],
     residual: Tensor | None,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prologue, transform and quantizer one after the other."""
     if scale is not None and scale.device.type == "cpu":
         check_scale_value(scale)
-    rotated = rotate(x, rotation, signs, prologue, operands, residual)
+    rotated = rotate(x, rotation, signs, prologue, operands, residual, base)
     codes, scales = reference.quantize(rotated.reshape(-1, rotated.shape[-1]), quantizer, scale, seed)
     return codes.view(*rotated.shape[:-1], codes.shape[-1]), scales
 

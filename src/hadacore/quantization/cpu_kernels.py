@@ -23,10 +23,11 @@ def quantize(
     prologue: Description | None,
     operands: Sequence[Tensor],
     residual: Tensor | None,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One pass, after the prologue; composed where :func:`.cpu.composed_reason` says why, as the plan does."""
-    if cpu.composed_reason(rotation.block_size, quantizer) is not None:
-        return composed(x, rotation, signs, quantizer, scale, seed, prologue, operands, residual)
+    if cpu.composed_reason(rotation.block_size, quantizer, 0 if base is None else base.shape[0]) is not None:
+        return composed(x, rotation, signs, quantizer, scale, seed, prologue, operands, residual, base)
     given = 1.0
     if scale is not None:
         check_scale_value(scale)
@@ -39,5 +40,5 @@ def quantize(
     elif quantizer.swizzled:
         layouts.clear_padding(scales, x.numel() // quantizer.block)
     made = scales if quantizer.block else None
-    cpu.quantize(x, codes, made, quantizer, given, rotation.block_size, rotation.scale, signs, rotation.inverse)
+    cpu.quantize(x, codes, made, quantizer, given, rotation.block_size, rotation.scale, signs, rotation.inverse, base)
     return codes, scales

@@ -29,37 +29,51 @@ def quantize(
     prologue: Description | None,
     operands: Sequence[Tensor],
     residual: Tensor | None,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One kernel; two, if the prologue must be PyTorch's; or composed where :func:`find_fusion` says that there is none."""
-    architecture = architecture_of(torch.cuda.get_device_capability(x.device))
     n = elements_after(prologue, x.shape[-1])
     fusion: Fusion | str = ""
     if prologue is not None:
         fused = prologue_of_tensors(prologue, n, x, operands, residual)
         if isinstance(fused, FusedPrologue):
-            fusion = find_fusion(
-                cuda_code(x.dtype),
-                n,
-                rotation.block_size,
-                quantizer,
-                scale is not None,
-                rotation.inverse,
-                architecture,
-                fused,
-                x.shape[-2] if isinstance(prologue, RotaryEmbedding) else 1,
-            )
+            heads = x.shape[-2] if isinstance(prologue, RotaryEmbedding) else 1
+            fusion = _fusion_of_tensors(x, n, rotation, quantizer, scale, base, fused, heads)
         if isinstance(fusion, str):
             x, prologue = prologue_reference.apply(prologue, x, operands, residual), None
     if prologue is None:
-        fusion = find_fusion(
-            cuda_code(x.dtype), n, rotation.block_size, quantizer, scale is not None, rotation.inverse, architecture
-        )
+        fusion = _fusion_of_tensors(x, n, rotation, quantizer, scale, base)
     if isinstance(fusion, str):
-        return composed(x, rotation, signs, quantizer, scale, seed, None, (), None)
+        return composed(x, rotation, signs, quantizer, scale, seed, None, (), None, base)
     if signs is not None and signs.dtype != x.dtype:
         signs = signs.to(x.dtype)
     tensors = None if prologue is None else operands_of(prologue, x, operands, residual)
-    return _launch(x, n, rotation, signs, quantizer, scale, seed, fusion, tensors)
+    return _launch(x, n, rotation, signs, quantizer, scale, seed, fusion, tensors, _base_beside(x, base))
+
+
+def _base_beside(x: Tensor, base: Tensor | None) -> Tensor | None:
+    """The base in x's type or float32. After a prologue of PyTorch operations x is float32, whatever it was."""
+    return base if base is None or base.dtype == x.dtype else base.float()
+
+
+def _fusion_of_tensors(
+    x: Tensor, n: int, rotation: Rotation, quantizer: Quantizer, scale: Tensor | None, base: Tensor | None,
+    prologue: FusedPrologue | None = None, heads: int = 1,
+) -> Fusion | str:  # fmt: skip
+    """:func:`find_fusion` for a problem on its GPU."""
+    return find_fusion(
+        cuda_code(x.dtype),
+        n,
+        rotation.block_size,
+        quantizer,
+        scale is not None,
+        rotation.inverse,
+        architecture_of(torch.cuda.get_device_capability(x.device)),
+        prologue,
+        heads,
+        0 if base is None else base.shape[0],
+        None if base is None else torch.float32 in (base.dtype, x.dtype),
+    )
 
 
 def prologue_of_tensors(
@@ -96,7 +110,7 @@ def operands_of(
 
 def _launch(
     x: Tensor, n: int, rotation: Rotation, signs: Tensor | None, quantizer: Quantizer, given: Tensor | None, seed: int | None,
-    fusion: Fusion, operands: backend.PrologueOperands | None,
+    fusion: Fusion, operands: backend.PrologueOperands | None, base: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     rows = x.numel() // x.shape[-1]
     codes, scales = layouts.new_outputs(x, n, quantizer.format, quantizer.block, quantizer.swizzled)
@@ -106,5 +120,7 @@ def _launch(
     elif quantizer.swizzled:
         layouts.clear_padding(scales, rows * (n // quantizer.block))
     matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
-    backend.quantize(x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands)
+    backend.quantize(
+        x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands, base
+    )
     return codes, scales

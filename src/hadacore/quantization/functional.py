@@ -24,6 +24,7 @@ def hadamard_quantize(
     seed: int | None = None,
     swizzled: bool | None = None,
     block_size: int | None = None,
+    base: Tensor | None = None,
     transform_scale: float | None = None,
     signs: Tensor | None = None,
     inverse: bool = False,
@@ -52,8 +53,9 @@ def hadamard_quantize(
         seed: Round stochastically (MXFP4, NVFP4), from 0 to 2^63 - 1; the random number of an element depends on the seed
             and its index alone. None rounds to nearest, ties to even.
         swizzled: Scales of MXFP8, MXFP4 and NVFP4 in the 32x4x4 order that GEMMs load (the default there), or plain.
-        block_size: As in :func:`hadacore.hadamard_transform`, and so the next three.
-        transform_scale: Factor of the rotated values; None is orthonormal.
+        block_size: As in :func:`hadacore.hadamard_transform`, and so the next four.
+        base: An ``(m, m)`` matrix to use as :math:`H_m`, in x's dtype or float32, any strides. None is this library's.
+        transform_scale: Factor of the rotated values; None is ``size ** -0.5``, as ``scale`` there.
         signs: ``(n,)`` of +1 and -1.
         inverse: Apply the transpose, and the signs after it.
         backend: As in :func:`hadacore.hadamard_transform`. ``"triton"`` rotates and quantizes in one kernel, or says why it does
@@ -82,7 +84,10 @@ def hadamard_quantize(
         check_backend(backend, x.device)
     n = check_prologue(prologue, x, arguments.check_quantized_input(x))
     chosen, block = arguments.check_granularity(granularity, found, n)
-    size = checks.check_block_size(n, block_size)
+    if base is not None:
+        base, size = arguments.check_base(base, x, n, block_size)
+    else:
+        size = checks.check_block_size(n, block_size)
     factor = checks.check_scale(transform_scale, size)
     if signs is not None:
         signs = checks.check_signs(signs, x if x.shape[-1] == n else x[..., :n])
@@ -104,6 +109,7 @@ def hadamard_quantize(
         [] if prologue is None else list(prologue.operands),
         float(getattr(prologue.description, "epsilon", 0.0)) if prologue is not None else 0.0,
         None if prologue is None else prologue.residual,
+        base,
         backend,
     )
     leading = x.shape[:-1]

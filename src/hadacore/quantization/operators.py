@@ -22,13 +22,16 @@ from hadacore.quantization.composed import Rotation
 LIBRARY.define(
     "hadamard_quantize(Tensor x, str format, int block, Tensor? scale, float clip_ratio, int? seed, bool swizzled, "
     "int block_size, float transform_scale, Tensor? signs, bool inverse, str prologue, Tensor[] operands, float epsilon, "
-    "Tensor(a!)? residual, str? backend=None) -> (Tensor, Tensor)",
+    "Tensor(a!)? residual, Tensor? base=None, str? backend=None) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
 Implementation = Callable[
-    [Tensor, Rotation, Tensor | None, Quantizer, Tensor | None, int | None, Description | None, Sequence[Tensor], Tensor | None],
+    [
+        Tensor, Rotation, Tensor | None, Quantizer, Tensor | None, int | None, Description | None, Sequence[Tensor],
+        Tensor | None, Tensor | None,
+    ],
     tuple[Tensor, Tensor],
 ]  # fmt: skip
 
@@ -57,6 +60,7 @@ def _register(dispatch_key: str) -> None:
         operands: Sequence[Tensor],
         epsilon: float,
         residual: Tensor | None,
+        base: Tensor | None = None,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         check_backend(backend, x.device)
@@ -64,7 +68,7 @@ def _register(dispatch_key: str) -> None:
         rotation = Rotation(block_size, transform_scale, inverse, backend)
         description = description_of(prologue, epsilon) if prologue else None
         implementation = IMPLEMENTATIONS[backend or default_backend(x.device.type)]
-        result = implementation(x, rotation, signs, quantizer, scale, seed, description, operands, residual)
+        result = implementation(x, rotation, signs, quantizer, scale, seed, description, operands, residual, base)
         if residual is not None:
             increment_version(residual)
         return result
@@ -93,6 +97,7 @@ def _fake(
     operands: Sequence[Tensor],
     epsilon: float,
     residual: Tensor | None,
+    base: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     n = elements_after(description_of(prologue, epsilon) if prologue else None, x.shape[-1])

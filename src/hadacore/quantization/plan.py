@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from hadacore.backends import cpu
 from hadacore.backends.cuda.launch import cuda_code
+from hadacore.checks import check_base_matrix
 from hadacore.formats import Granularity, Quantizer
-from hadacore.kernels.fusion import fused_prologue
+from hadacore.kernels.fusion import FusedPrologue, Fusion, fused_prologue
 from hadacore.kernels.quantizing import find_fusion
 from hadacore.plan import Plan
 from hadacore.plan import plan as plan_transform
@@ -102,6 +104,7 @@ def plan_quantize(
     stochastic: bool = False,
     swizzled: bool | None = None,
     block_size: int | None = None,
+    base: Tensor | None = None,
     signs: bool = False,
     inverse: bool = False,
     device: torch.device | str | None = None,
@@ -120,6 +123,7 @@ def plan_quantize(
         stochastic: Whether there is a seed.
         swizzled: Whether scales are swizzled.
         block_size: As in :func:`hadacore.plan`, and so the rest.
+        base: In ``dtype`` or float32.
         signs: Whether there are random signs.
         inverse: Whether the transpose is applied.
         device: The device to plan for.
@@ -146,32 +150,39 @@ def plan_quantize(
     clip = arguments.check_clip_ratio(clip_ratio)
     arguments.check_seed(0 if stochastic else None, found)
     quantizer = Quantizer(found, block, clip, arguments.check_swizzled(swizzled, found), stochastic)
+    if base is not None:
+        base, _ = check_base_matrix(base, dtype, n, block_size)
     transform = plan_transform(
         n,
         torch.float32,
         rows=rows,
         block_size=block_size,
+        base=None if base is None else base.to("meta", torch.float32),
         signs=signs,
         inverse=inverse,
         device=device,
         architecture=architecture,
     )
-    size = transform.problem.size
+    size, order = transform.problem.size, transform.problem.base_order
     reason, prologue_reason = None, None
     if transform.backend == "cpu":
-        reason = cpu.composed_reason(size, quantizer)
+        reason = cpu.composed_reason(size, quantizer, order)
         prologue_reason = None if prologue is None else "the CPU's kernels begin with the rotation"
         return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)
     assert transform.architecture is not None
+    given, target = quantizer.block == 0, transform.architecture
+
+    def fusion_for(x_dtype: torch.dtype, before: FusedPrologue | None = None) -> Fusion | str:
+        float32_base = None if base is None else torch.float32 in (base.dtype, x_dtype)
+        return find_fusion(
+            cuda_code(x_dtype), n, size, quantizer, given, inverse, target, before, 1, order, float32_base
+        )
+
     if prologue is not None:
         pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
-        made = fused_prologue(prologue, n, pairs, True)
-        fusion = find_fusion(
-            cuda_code(dtype), n, size, quantizer, quantizer.block == 0, inverse, transform.architecture, made
-        )
+        fusion = fusion_for(dtype, fused_prologue(prologue, n, pairs, True))
         prologue_reason = fusion if isinstance(fusion, str) else None
     if prologue is None or prologue_reason is not None:
-        code = cuda_code(dtype if prologue is None else torch.float32)
-        fusion = find_fusion(code, n, size, quantizer, quantizer.block == 0, inverse, transform.architecture)
+        fusion = fusion_for(dtype if prologue is None else torch.float32)
         reason = fusion if isinstance(fusion, str) else None
     return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)

@@ -58,9 +58,13 @@ def transform(
         torch_operations.transform(x, out, size, scale, signs, inverse, base)
 
 
-def composed_reason(size: int, quantizer: Quantizer) -> str | None:
-    """Why transforms of ``size`` are not quantized in the same pass, by :func:`quantize`, or None if they are."""
-    return quantized.unsupported_reason(factor(size).log2, quantizer)
+def composed_reason(size: int, quantizer: Quantizer, base_order: int = 0) -> str | None:
+    """Why transforms of ``size`` are not quantized in the same pass, by :func:`quantize`, or None if they are.
+
+    ``base_order`` is the order of the caller's base, or 0.
+    """
+    log2 = (size // base_order).bit_length() - 1 if base_order else factor(size).log2
+    return quantized.unsupported_reason(log2, quantizer)
 
 
 def quantize(
@@ -73,16 +77,18 @@ def quantize(
     scale: float,
     signs: Tensor | None,
     inverse: bool,
+    base: Tensor | None = None,
 ) -> None:
     """Write codes and scales of :func:`transform`'s fp32 result, where :func:`composed_reason` has none.
 
-    Arguments are those of :func:`.quantized.quantize_native`, with the known base of ``size``.
+    Arguments are those of :func:`.quantized.quantize_native`, with the known base of ``size`` unless there is the caller's.
     """
     if x.numel() == 0:
         return
     if signs is not None:
         _check_signs(signs)
-    base = _known_base(size, torch.float32) if size & (size - 1) else None
+    if base is None and size & (size - 1):
+        base = _known_base(size, torch.float32)
     order = 1 if base is None else base.shape[0]
     log2 = (size // order).bit_length() - 1
     quantized.quantize_native(x, codes, scales, quantizer, given, order, base, log2, scale, signs, inverse)

@@ -160,8 +160,8 @@ def kernel_arguments(
     x: Tensor, out: Tensor, scale: float, rows: int, size: int, signs: Tensor | None, strides: RowStrides | None,
     base: Tensor | None = None, inverse: bool = False,
 ) -> tuple[int | float, ...]:  # fmt: skip
-    """The arguments of a launch, in the order of ``HADAMARD_PARAMETERS`` in ``rows.cuh`` and ``BASE_PARAMETERS`` in
-    ``base.cuh``. ``inverse`` reads the base transposed."""
+    """The arguments of a launch, in the order of ``HADAMARD_PARAMETERS`` in ``rows.cuh`` up to those of a prologue.
+    ``inverse`` reads the base transposed."""
     arguments: tuple[int | float, ...] = (x.data_ptr(), out.data_ptr(), scale, rows)
     if signs is not None:
         arguments += (signs.data_ptr(), signs.numel() // size)

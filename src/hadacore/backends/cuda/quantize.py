@@ -75,12 +75,13 @@ class PrologueOperands:
 
 def quantize(
     x: Tensor, codes: Tensor, size: int, scale: float, signs: Tensor | None, inverse: bool, fusion: Fusion, matrix: ScaleMatrix,
-    operands: PrologueOperands | None = None,
+    operands: PrologueOperands | None = None, base: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Rotate ``x`` by blocks of ``size`` and write codes and scales.
 
-    Rows that two strides address, in whole 16-byte vectors, are read where they are; others are copied first. With a prologue
-    there are ``matrix.rows`` rows, whatever x holds besides, and x must be dense.
+    Rows that two strides address, in whole 16-byte vectors, are read where they are; others are copied first. ``base`` is the
+    caller's, in x's type or float32, any strides. With a prologue there are ``matrix.rows`` rows, whatever x holds besides, and
+    x must be dense.
     """
     elements = codes.numel() * 8 * codes.element_size() // code_bits(fusion)
     if elements == 0:
@@ -96,9 +97,12 @@ def quantize(
             x, strides = x.contiguous(), None
     device_index = x.get_device()
     placement = signs_placement(signs is not None, inverse)
-    request = Request(x.dtype, size, elements, device_index, placement, inverse, strides is not None, 0, None, fusion)
+    order, base_dtype = (0, None) if base is None else (base.shape[0], base.dtype)
+    request = Request(
+        x.dtype, size, elements, device_index, placement, inverse, strides is not None, order, base_dtype, fusion
+    )
     with enter_device(device_index):
-        arguments = kernel_arguments(x, codes, scale, elements // size, size, signs, strides)
+        arguments = kernel_arguments(x, codes, scale, elements // size, size, signs, strides, base, inverse)
         if operands is not None:
             arguments += operands.arguments()
         launch_prepared(find_prepared(request), device_index, arguments + matrix.arguments())

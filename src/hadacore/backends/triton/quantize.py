@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hadacore.backends.triton.bases import in_zeros
 from hadacore.backends.triton.configurations import LARGEST_FUSED_ORDER
 from hadacore.backends.triton.launch import (
     TO_E4M3,
@@ -27,7 +28,9 @@ FUSED_FORMATS = ("fp8_e4m3", "int8")
 _HARDWARE_CAPABILITY = (8, 9)  # from here on NVIDIA GPUs convert fp32 to E4M3 in one instruction
 
 
-def quantization_refusal(x: Tensor, n: int, size: int, quantizer: Quantizer) -> str | None:
+def quantization_refusal(
+    x: Tensor, n: int, size: int, quantizer: Quantizer, base_order: int | None = None
+) -> str | None:
     """Why rows of ``n`` elements are not rotated and quantized in one kernel, or None if they are.
 
     Args:
@@ -35,6 +38,7 @@ def quantization_refusal(x: Tensor, n: int, size: int, quantizer: Quantizer) -> 
         n: Elements of a rotated row.
         size: Elements of a transform.
         quantizer: Format, block and options.
+        base_order: Order of the caller's base matrix; None for the library's.
     """
     if quantizer.format.name not in FUSED_FORMATS:
         return f"the Triton backend quantizes to {' and '.join(FUSED_FORMATS)}, got {quantizer.format.name}"
@@ -44,10 +48,10 @@ def quantization_refusal(x: Tensor, n: int, size: int, quantizer: Quantizer) -> 
         )
     if size != n:
         return f"the Triton backend quantizes rows that are one transform, got block_size {size} in rows of {n}"
-    order = factor(size).base_order
+    order = factor(size).base_order if base_order is None else base_order
     if order > LARGEST_FUSED_ORDER:
         return f"the Triton backend quantizes rows whose base matrix has order {LARGEST_FUSED_ORDER} at most, got order {order}"
-    return device_refusal(x.device) or refusal(x.dtype, size)
+    return device_refusal(x.device) or refusal(x.dtype, size, base_order)
 
 
 def _epilogue(x: Tensor, quantizer: Quantizer) -> int:
@@ -64,9 +68,9 @@ def _epilogue(x: Tensor, quantizer: Quantizer) -> int:
 
 
 def quantize(
-    x: Tensor, scale: float, signs: Tensor | None, inverse: bool, quantizer: Quantizer
+    x: Tensor, scale: float, signs: Tensor | None, inverse: bool, quantizer: Quantizer, base: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes of x's shape, and fp32 scales ``(rows, 1)``, of the rotated rows.
+    """Codes of x's shape, and fp32 scales ``(rows, 1)``, of the rotated rows; ``base`` is the caller's, or None.
 
     Raises:
         BackendUnavailableError: Triton is missing or too old.
@@ -74,15 +78,16 @@ def quantize(
     """
     triton_module()
     n = x.shape[-1]
-    why = quantization_refusal(x, n, n, quantizer)
+    why = quantization_refusal(x, n, n, quantizer, None if base is None else base.shape[0])
     if why is not None:
         raise ValueError(why)
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((x.numel() // n, 1), dtype=torch.float32, device=x.device)
     if x.numel():
-        configuration = configuration_for(x, n, None)
+        configuration = configuration_for(x, n, base)
+        base = base_for(x, configuration) if base is None else in_zeros(base)
         launch(
-            configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
-            base_for(x, configuration), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
+            configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse, base,
+            epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
         )  # fmt: skip
     return codes.view(quantizer.format.codes_dtype), scales
