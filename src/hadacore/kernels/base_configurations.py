@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
-from hadacore.kernels.configurations import AFTER_LOADS, ALONE, MANY_ELEMENTS, NO_SIGNS
+from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
@@ -234,12 +234,22 @@ def base_source(element_code: int, float32_base: bool | None) -> int:
     return BASE_OF_FLOAT32 if float32_base else BASE_OF_ELEMENTS
 
 
+# 16-bit elements: (order, column bits) -> bits merged into the base. Measured on one H200 against the rule of merged_columns,
+# times over a copy at 2^25 elements, bfloat16: 192 1.16 -> 1.01, 5632 1.25 -> 1.17, 9728 1.45 -> 1.40, 10240 1.36 -> 1.28,
+# 25600 1.68 -> 1.47, 27648 1.78 -> 1.51, 28672 1.58 -> 1.35, 33792 2.44 -> 2.20, 36864 2.25 -> 2.11. Not where it gains less than
+# 4 % (6144, 6656, 12288, 14336, 15360), as fewer tiles of 16 rows are fewer blocks for few rows.
+_FASTER_MERGES: dict[tuple[int, int], int] = {
+    (12, 4): 1, (44, 7): 0, (76, 7): 0, (20, 9): 2, (100, 8): 0, (108, 8): 0, (28, 10): 2, (132, 8): 1, (36, 10): 3,
+}  # fmt: skip
+
+
 def merged_columns(order: int, log2_columns: int, element_code: int, base: int) -> int:
     """How many column bits are merged into the base. It decides the order of fp32 sums, so it depends on the size alone.
 
     The caller's base is read entry by entry, so it grows as little as it can. This library's costs two instructions a
     register: 64 columns of up to 160 rows, or 128 of up to 232, keep most of a multiprocessor's registers busy with
-    few instructions (docs/experiments.md has the alternatives); what is left takes 256.
+    few instructions (docs/experiments.md has the alternatives); what is left takes 256. Sizes that were faster another way
+    are in a table.
     """
     least = max(0, log2_columns - MAXIMUM_LOG2_COLUMNS)
     if base != BASE_SIGNS:
@@ -249,6 +259,8 @@ def merged_columns(order: int, log2_columns: int, element_code: int, base: int) 
     ):  # 32 accumulators a tile at 64 columns; three parts of everything leave no room for more
         merged = max(0, log2_columns - 6)
         return merged if order << merged <= 1024 else least
+    if (order, log2_columns) in _FASTER_MERGES:
+        return _FASTER_MERGES[order, log2_columns]
     merged = max(0, log2_columns - 7)
     if order << merged > 232:
         return least
@@ -272,33 +284,38 @@ class _Row:
     splits: int = 1
     up_to: float = math.inf  # elements a multiprocessor; the next line, which must use the same products, is for more
     from_tiles: int = 1
+    log2_sizes: tuple[int, int] = (0, MAXIMUM_LOG2_COLUMNS)  # from, to
 
 
-# Many rows, measured on one H100 (2^25 and 2^23 elements, float16, cold; docs/performance.md). One warp a row, or a few, straight
-# from global memory while the base is small; then panels in shared memory, by one group of 4 warps and as many blocks as
-# fit, since blocks that are at different steps overlap products, additions and memory (172 x 64, 2^25: 1.08 by two blocks
-# of 4 warps, 1.16 by one of 12); then by as many warps as it takes.
+# Many rows, measured on one H200 (2^25 and 2^23 elements, bfloat16, cold; docs/performance.md). One warp a row, or a few,
+# straight from global memory while the base is small; then panels in shared memory, one tile of 16 rows a warp and as many
+# blocks as fit, since blocks that are at different steps overlap products, additions and memory (60 x 64: 1.05 by five
+# blocks of 4 warps, 1.19 by two from global memory); then by as many warps as it takes.
 _SIXTEEN_BIT_HOPPER = (
-    _Row(1, 1, 1, 1, 8, 0, 2), _Row(1, 2, 1, 2, 2, 0, 3), _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
-    _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 1, 1, 1, 8, 0, 2),
+    _Row(1, 2, 2, 1, 4, 2, 4, log2_sizes=(5, 5)), _Row(1, 2, 1, 2, 2, 0, 3),
+    _Row(1, 4, 1, 4, 1, 2, 6, True, from_tiles=3, log2_sizes=(4, 5)),
+    _Row(1, 4, 1, 4, 1, 2, 5, True, from_tiles=4, log2_sizes=(6, 6)),
+    _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
+    _Row(1, 5, 3, 2, 2, 2, 2), _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
     _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
     _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
-    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 3, True), _Row(2, 6, 2, 4, 1, 2, 2, True),
-    _Row(2, 7, 2, 4, 1, 2, 2, up_to=MANY_ELEMENTS), _Row(2, 7, 1, 8, 1, 2, 2), _Row(2, 8, 1, 8, 1, 2, 1, True),
-    _Row(2, 12, 1, 12, 1, 2, 1, True), _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
+    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 4, True), _Row(2, 5, 1, 5, 1, 2, 3),
+    _Row(2, 8, 1, 8, 1, 2, 2, True), _Row(2, 12, 1, 12, 1, 2, 1, True), _Row(2, 16, 2, 8, 1, 2, 1, True),
+    _Row(2, 24, 1, 12, 1, 2, 1, True, 2), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
     _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
 )  # fmt: skip
 
 # With a quantizer, measured with FP8 codes and a scale per row; all else is as above.
 _QUANTIZING_HOPPER = (
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4), _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
-    _Row(2, 8, 1, 8, 1, 2, 2, True, from_tiles=7),
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=3, log2_sizes=(4, 5)), _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4),
+    _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
 )  # fmt: skip
 # With a gated activation, whose result is two panels. One stage where more blocks then fit: 14336 took 130 us with two stages of
 # one block, 82 with one of two (2^25 elements).
 _PROLOGUE_HOPPER = (
     _Row(1, 4, 2, 2, 1, 1, 4, from_tiles=3), _Row(1, 8, 2, 4, 1, 2, 3, True, from_tiles=5),
-    _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5),
+    _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5), _Row(4, 4, 1, 4, 1, 1, 2, True),
 )  # fmt: skip
 
 
@@ -310,7 +327,8 @@ def _rows_of_table(c: BaseConfiguration, fusion: Fusion | None) -> tuple[_Row, .
     for table in tables:
         found = []
         for row in table:
-            if row.groups == c.groups and row.from_tiles <= c.order_tiles <= row.order_tiles:
+            has_columns = row.groups == c.groups and row.log2_sizes[0] <= c.log2_size <= row.log2_sizes[1]
+            if has_columns and row.from_tiles <= c.order_tiles <= row.order_tiles:
                 found.append(row)
                 if math.isinf(row.up_to):
                     return tuple(found)
