@@ -19,16 +19,22 @@ from hadacore.backends import cuda
 from hadacore.backends.cuda import compiler, requirements
 from hadacore.backends.cuda.cache import CACHE_VARIABLE, KernelCache, cache_folder, refusal
 from hadacore.errors import BackendUnavailableError
+from hadacore.formats import BY_NAME as FORMATS
+from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import BY_NAME, CHECKED
 from hadacore.kernels.configurations import (
     AFTER_LOADS,
     AFTER_WAIT,
     BEFORE_EXCHANGE,
+    NO_SIGNS,
     SIGNS_BEFORE,
     KernelConfiguration,
     candidates,
 )
+from hadacore.kernels.fusion import fused_prologue, fusion_of_heads
+from hadacore.kernels.heads import HeadsConfiguration
 from hadacore.kernels.source import constants, copy_source, kernel_source
+from hadacore.prologues import RotaryEmbedding
 
 SMALL = KernelConfiguration("warp_rows", 0, 7)
 
@@ -57,6 +63,21 @@ def test_large_kernels_stay_in_registers(architecture: str) -> None:
             assert (
                 resources.registers * candidate.configuration.threads * candidate.configuration.minimum_blocks <= 65536
             )
+
+
+@pytest.mark.parametrize("architecture", CHECKED)
+def test_kernels_of_heads_stay_in_registers(architecture: str) -> None:
+    """Queries of 32 heads for 8 scales, keys of 8: both passes, with a rotary embedding, with signs."""
+    for log2_size, heads, has_rope, signs, measures in (
+        (7, 32, False, NO_SIGNS, True), (7, 32, False, NO_SIGNS, False), (7, 8, True, NO_SIGNS, True),
+        (7, 32, True, SIGNS_BEFORE, False), (6, 32, False, NO_SIGNS, True), (8, 8, True, SIGNS_BEFORE, True),
+    ):  # fmt: skip
+        n = 1 << log2_size
+        prologue = fused_prologue(RotaryEmbedding(False), n, n // 2, True) if has_rope else None
+        fusion = fusion_of_heads(Quantizer(FORMATS["fp8_e4m3"], n), False, heads, 8, prologue)
+        configuration = HeadsConfiguration(1, log2_size, heads, 8, measures, fusion, signs=signs)
+        found = compiler.resources_of(configuration.for_architecture(BY_NAME[architecture]), architecture)
+        assert found.stays_in_registers, f"{configuration} on {architecture}: {found}"
 
 
 def test_resources_report_a_spill() -> None:
