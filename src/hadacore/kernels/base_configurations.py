@@ -236,9 +236,9 @@ def base_source(element_code: int, float32_base: bool | None) -> int:
 
 # 16-bit elements: (order, column bits) -> bits merged into the base. Measured on one H200 against the rule of merged_columns,
 # times over a copy at 2^25 elements, bfloat16: 192 1.16 -> 1.01, 5632 1.25 -> 1.17, 9728 1.45 -> 1.40, 10240 1.36 -> 1.28,
-# 25600 1.68 -> 1.47, 27648 1.78 -> 1.51, 28672 1.58 -> 1.35. Not where it gains less than 4 % (6144, 6656, 12288, 14336, 15360), as
-# fewer tiles of 16 rows are fewer blocks for few rows; nor 36864 with 128 columns (2.25 -> 2.11), of which a row with a scale
-# then needs a cluster, and so sm_90.
+# 25600 1.68 -> 1.47, 27648 1.78 -> 1.51, 28672 1.58 -> 1.35. Not where it gains less than 4 % (6144, 6656, 12288, 14336,
+# 15360), as fewer tiles of 16 rows are fewer blocks for few rows; nor 36864 with 128 columns (2.25 -> 2.11), of which a row
+# with a scale then needs a cluster, and so sm_90.
 _FASTER_MERGES: dict[tuple[int, int], int] = {
     (12, 4): 1, (44, 7): 0, (76, 7): 0, (20, 9): 2, (100, 8): 0, (108, 8): 0, (28, 10): 2,
 }  # fmt: skip
