@@ -67,15 +67,14 @@ def product_of(dtype: str) -> int:
 def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
     """Candidates of each size and type, that of the table first."""
     jobs: list[Job] = []
+    shared = shared_bytes(device_at_hand())
     for dtype in dtypes:
         for size in sizes:
             found = factor(size)
             if found.base_order == 1:
-                candidates = table.candidates(found.log2, dtype != "float32")
+                candidates = table.candidates(found.log2, dtype != "float32", shared)
             else:
-                candidates = table.base_candidates(
-                    found.base_order, found.log2, product_of(dtype), shared_bytes(device_at_hand())
-                )
+                candidates = table.base_candidates(found.base_order, found.log2, product_of(dtype), shared)
             for index, c in enumerate(candidates):
                 jobs.append({"dtype": dtype, "size": size, "rank": index, "configuration": asdict(c)})
     return jobs

@@ -21,9 +21,10 @@ from hadacore import prologues
 from hadacore.backends import selection, triton
 from hadacore.backends.cuda import requirements as cuda_requirements
 from hadacore.backends.triton import bases, requirements
-from hadacore.backends.triton.compiling import TARGETS, Compiled, compile_for
+from hadacore.backends.triton.compiling import SHARED_BYTES, TARGETS, Compiled, compile_for
 from hadacore.backends.triton.configurations import (
     DIRECT,
+    IEEE,
     THREE_PARTS,
     Configuration,
     base_candidates,
@@ -45,6 +46,7 @@ from tests.test_backends import GPU, ORDERS, POWERS
 pytestmark = pytest.mark.triton
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 FUSED = triton.CAPABILITIES.fused_formats
+SHARED = SHARED_BYTES["sm_90"]
 
 
 def _rotated(x: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -298,8 +300,10 @@ def test_a_missing_or_old_triton_says_what_to_install(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("sixteen_bit", [True, False])
 def test_every_candidate_gives_the_same_result(sixteen_bit: bool) -> None:
     for log2_size in range(16):
-        found = list(candidates(log2_size, sixteen_bit))
-        assert found[0] == choose(log2_size, sixteen_bit) and 3 <= len(found) == len(set(found)) <= 64
+        found = list(candidates(log2_size, sixteen_bit, SHARED))
+        assert (
+            found[0] == choose(log2_size, sixteen_bit, shared_bytes=SHARED) and 3 <= len(found) == len(set(found)) <= 64
+        )
         for c in (*found, choose(log2_size, sixteen_bit, amd=True)):
             assert c.size == 1 << log2_size and c.works_in_place and c.blocks == 1
         # Interpreted, a program is slow; all kernels and divisions are among the small ones.
@@ -323,7 +327,7 @@ def _shapes(size: int, dtype: torch.dtype) -> list[Configuration]:
     """Candidates that divide the work differently."""
     found, product = hadacore.factor(size), THREE_PARTS if dtype == torch.float32 else DIRECT
     shapes: dict[Any, Configuration] = {}
-    for c in base_candidates(found.base_order, found.log2, product, shared_bytes=232448):
+    for c in base_candidates(found.base_order, found.log2, product, shared_bytes=SHARED):
         assert c.size == size and (c.kernel == "sums" or c.rows * c.columns >= 16)
         shapes.setdefault((c.kernel, c.order, c.block, c.held, c.parts, c.columns, min(c.rows, 2)), c)
     return list(shapes.values())
@@ -394,12 +398,13 @@ def test_what_lies_around_a_callers_base_is_not_read() -> None:
 
 def test_a_base_is_covered_by_its_blocks() -> None:
     for order in (12, 16, 100, 128, 172, 2048):
-        for product in (1, 2, 3):
+        for product in (DIRECT, THREE_PARTS, IEEE):
             for log2_columns in range(15 - order.bit_length() + 1):
-                c = choose_base(order, log2_columns, product, shared_bytes=232448)
+                c = choose_base(order, log2_columns, product, shared_bytes=SHARED, callers=product == IEEE)
                 assert c.size == order << log2_columns
-                assert c.blocks * c.block >= order and c.rows * c.columns >= 16
-                assert c.works_in_place == (order <= c.block)
+                assert c.kernel == "sums" or c.blocks * c.held * c.block >= c.order
+                assert c.kernel == "sums" or c.rows * c.columns >= 16
+                assert c.works_in_place == (order <= 256)
 
 
 def test_candidates_of_an_earlier_run_are_known(tmp_path: Path) -> None:
@@ -439,6 +444,7 @@ for c, dtype, codes in (
     (Configuration("sums", 8, 2, 64, 4, 1, 1, 12, product=SYLVESTER), torch.float16, True),
     (Configuration("sums", 2, 1, 64, 1, 1, 1, 12, product=IEEE), torch.float32, False),
     (Configuration("panel", 2, 1, 16, 4, 1, 1, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
+    (choose_base(20, 8, DIRECT, amd), torch.float16, False),
 ):
     for epilogue in epilogues(target) if codes else (0,):
         found = compile_for(target, c, dtype, signs=1 + (epilogue > 0), strided=epilogue == 0, epilogue=epilogue)
@@ -458,20 +464,25 @@ def test_kernels_compile_for_every_target(target: str) -> None:
 
 
 VECTORS = """
-import torch
+import re, torch
 from hadacore.backends.triton import compiling
 from hadacore.backends.triton.configurations import choose
-compiling._read_nvidia = lambda assembled: print(assembled["ptx"].count(".global.v4")) or (0, 0)
-for sixteen_bit, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-    compiling.compile_for("sm_90", choose(0, sixteen_bit), dtype)
+def read(assembled):
+    print(assembled["ptx"].count(".global.v4"), re.search(r"sizePerThread = \\[(\\d+)\\]", assembled["ttgir"])[1])
+    return 0, 0
+compiling._read_nvidia = read
+for log2_size in (0, 1, 2, 3):
+    for sixteen_bit, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        compiling.compile_for("sm_90", choose(log2_size, sixteen_bit), dtype)
 """
 
 
-def test_rows_of_one_element_are_read_in_vectors() -> None:
-    """512 of them by a warp: 2 or 4 loads of 16 bytes a lane, and as many stores."""
+def test_short_rows_are_read_in_vectors() -> None:
+    """Neighbouring lanes read neighbours: 16 bytes each, or a row where that is less and one mask covers it."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, "-c", VECTORS], env=environment, capture_output=True, text=True)
-    assert result.stdout.split() == ["4", "8"], result.stderr[-2000:]
+    found = [tuple(map(int, line.split())) for line in result.stdout.splitlines()]
+    assert found == [(4, 8), (8, 4), (0, 2), (0, 2), (0, 4), (8, 4), (8, 8), (8, 4)], result.stderr[-2000:]
 
 
 def test_nothing_is_compiled_where_triton_interprets() -> None:

@@ -70,10 +70,11 @@ def kernels_for(
                 if check_size(size) > LARGEST_SIZE:
                     raise ValueError(f"the Triton backend takes sizes up to {LARGEST_SIZE}, got {size}")
                 matrix, sixteen_bit = factor(size), dtype != "float32"
+                shared = SHARED_BYTES[target]
                 if matrix.base_order == 1:
-                    c = choose(matrix.log2, sixteen_bit, amd)
+                    c = choose(matrix.log2, sixteen_bit, amd, shared)
                 else:
-                    product, shared = DIRECT if sixteen_bit else THREE_PARTS, SHARED_BYTES[target]
+                    product = DIRECT if sixteen_bit else THREE_PARTS
                     c = choose_base(matrix.base_order, matrix.log2, product, amd, shared)
                 kernels.append(Kernel(target, dtype, c))
     return tuple(dict.fromkeys(kernels))

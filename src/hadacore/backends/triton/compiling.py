@@ -129,6 +129,8 @@ def compile_for(
 
     from hadacore.backends.triton import kernels
 
+    if signs != NO_SIGNS:
+        configuration = configuration.beside_signs()
     kernel = getattr(kernels, configuration.kernel)
     constants = {**configuration.constants(), "SIGNS": signs, "STRIDED": strided, "EPILOGUE": epilogue}
     if configuration.kernel == "panel":
@@ -141,11 +143,10 @@ def compile_for(
         if signature[name].startswith("*") or name.endswith(("_outer", "_inner", "_row_stride"))
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, aligned)
-    compiled = triton.compile(
-        source,
-        target=GPUTarget(*TARGETS[target]),
-        options={"num_warps": configuration.warps, "enable_fp_fusion": False},
-    )
+    options: dict[str, Any] = {"num_warps": configuration.warps, "enable_fp_fusion": False}
+    if configuration.registers and TARGETS[target][0] == "cuda":
+        options["maxnreg"] = configuration.registers
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
     read = _read_nvidia if TARGETS[target][0] == "cuda" else _read_amd
     return Compiled(*read(compiled.asm), compiled.metadata.shared)
 

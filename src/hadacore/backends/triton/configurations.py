@@ -22,11 +22,18 @@ SYLVESTER, DIRECT, THREE_PARTS, IEEE = range(4)
 _SMALLEST_PRODUCT = 16  # M, N and K of tl.dot
 _PANEL_COLUMNS = 64
 _BLOCK_OF_MANY = 128  # result rows of a program where several share a row
-_SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns, as compiled for sm_90
 _VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
-_LARGEST_SUMMED_ORDER = (
-    28  # of a base that is sums of parts; above, additions are as dear as a product, and registers too few
-)
+# Of a base that is sums of parts; above, additions are as dear as a product, and registers too few.
+_LARGEST_SUMMED_ORDER = 28
+_NVIDIA_REGISTERS = 65536  # of a multiprocessor
+
+# Shared memory of a program, signs included, as compiled for sm_90.
+_SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns
+_SHARED_BYTES_OF_HELD = 106496 + 1024  # a base in 3 x 3 blocks of 64 x 64, and a panel of 64 columns
+_SHARED_BYTES_OF_MANY = {128: 81920 + 1024, 256: 141312 + 1024}  # by block
+_SHARED_BYTES_OF_TILE = {64: 112640 + 1024, 128: 174080 + 1024}  # by block: 256 columns, two stages
+_SHARED_BYTES_OF_16384 = 114688 + 1024
+_SHARED_BYTES_OF_32768 = {2: 155648 + 1024, 3: 206848 + 1024}  # by stages
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Configuration:
         step: Columns of the base in one product, a power of two.
         product: SYLVESTER, DIRECT, THREE_PARTS or IEEE; of ``sums`` SYLVESTER, or IEEE for additions alone.
         warp_bits: Index bits that a warp holds, whose butterflies are shuffles; those above go through shared memory.
+        registers: Of a thread on NVIDIA GPUs, at most; 0 is as the compiler likes.
     """
 
     kernel: str
@@ -62,6 +70,7 @@ class Configuration:
     product: int = SYLVESTER
     warp_bits: int = _VECTOR_AND_LANES
     held: int = 1
+    registers: int = 0
 
     @property
     def size(self) -> int:
@@ -77,6 +86,11 @@ class Configuration:
     def works_in_place(self) -> bool:
         """Whether a row is read as a whole before any of it is written."""
         return self.blocks == 1
+
+    def beside_signs(self) -> Configuration:
+        """The configuration where signs are read: they are on their way beside the rows, so a large tile has a stage less."""
+        large = self.block >= 128 and self.block * self.rows * self.parts * self.columns >= 32768
+        return replace(self, stages=max(1, self.stages - 1)) if large else self
 
     def grid(self, rows: int, multiprocessors: int) -> tuple[int, int]:
         """Programs to launch for ``rows`` rows."""
@@ -159,12 +173,12 @@ _SIXTEEN_BIT: dict[int, Configuration] = {
     7: Configuration("short_rows", 64, 2, 64, 4, 2, 8),
     8: Configuration("short_rows", 32, 4, 64, 4, 2, 4),
     9: Configuration("short_rows", 16, 8, 64, 4, 2, 4),
-    10: _sylvester_panel(64, 1, 16, 4, 3, 9),
+    10: replace(_sylvester_panel(64, 1, 16, 4, 3, 4), rows=2),
     11: _sylvester_panel(64, 1, 32, 4, 3, 7),
     12: _sylvester_panel(64, 1, 64, 4, 3, 4),
     13: _sylvester_panel(64, 4, 32, 4, 2, 4),
     14: _sylvester_panel(64, 4, 64, 4, 2, 2),
-    15: _sylvester_panel(128, 4, 64, 8, 2, 1),
+    15: _sylvester_panel(128, 8, 32, 8, 3, 1),
 }
 
 # AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
@@ -195,23 +209,89 @@ _FLOAT32: dict[int, Configuration] = {
 }
 
 
-def choose(log2_size: int, sixteen_bit: bool, amd: bool = False) -> Configuration:
-    """The configuration of a power of two, on an AMD GPU or another."""
+def choose(log2_size: int, sixteen_bit: bool, amd: bool = False, shared_bytes: int = 0) -> Configuration:
+    """The configuration of a power of two, on an AMD GPU or another, whose programs may have so much shared memory."""
     if not sixteen_bit:
         return _FLOAT32[log2_size]
-    return (_SIXTEEN_BIT_AMD if amd else _SIXTEEN_BIT)[log2_size]
+    if amd:
+        return _SIXTEEN_BIT_AMD[log2_size]
+    found = _SIXTEEN_BIT[log2_size]
+    if log2_size == 14 and shared_bytes < _SHARED_BYTES_OF_16384:
+        return replace(found, stages=1)
+    if log2_size == 15 and shared_bytes < _SHARED_BYTES_OF_32768[3]:
+        fits = shared_bytes >= _SHARED_BYTES_OF_32768[2]
+        return _sylvester_panel(128, 4, 64, 8, 2, 1) if fits else _sylvester_panel(64, 8, 64, 8, 1, 1)
+    return found
 
 
-def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0) -> Configuration:
+def choose_base(
+    order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0, callers: bool = False
+) -> Configuration:
     """The configuration of a size ``order * 2^log2_columns``.
 
     Args:
         order: Of the base matrix.
         log2_columns: k.
         product: DIRECT, THREE_PARTS or IEEE.
-        amd: Whether the GPU is AMD's.
+        amd: Whether the GPU is AMD's, of which nothing has been timed.
         shared_bytes: Shared memory that a program may have.
+        callers: Whether the base matrix is the caller's, not one that the library knows.
     """
+    plain, found = _panel_of_base(order, log2_columns, product, amd, shared_bytes), None
+    all_columns = 1 << log2_columns
+    if amd or product == IEEE:
+        return plain
+    if product == THREE_PARTS:
+        # A part has a float4 a lane; below 8 columns rows are shorter than a sector of memory.
+        summed = not callers and order <= _LARGEST_SUMMED_ORDER and all_columns >= 8
+        found = _summed_float32(order, all_columns) if summed else None
+    elif order <= 128:
+        if order == 12 and 16 <= all_columns <= _PANEL_COLUMNS and not callers:
+            rows = max(16, 512 // all_columns)
+            found = Configuration("sums", rows, 1, all_columns, 4, 2, 2, order, product=SYLVESTER)
+        else:
+            found = _tile_of_256_columns(order, log2_columns, shared_bytes, callers)
+    elif order <= 192 and all_columns <= _PANEL_COLUMNS and shared_bytes >= _SHARED_BYTES_OF_HELD:
+        found = replace(plain, block=64, step=64, held=3, warps=4, stages=1, programs=2)
+    elif order > LARGEST_FUSED_ORDER:
+        found = _many_blocks(plain, shared_bytes)
+    return found or plain
+
+
+def _summed_float32(order: int, all_columns: int) -> Configuration:
+    """A base as sums of parts of 128 elements a warp."""
+    warps = max(1, all_columns >> _VECTOR_AND_LANES)
+    rows = max(1, (1 << _VECTOR_AND_LANES) // all_columns)
+    bits = min(all_columns.bit_length() - 1, _VECTOR_AND_LANES)
+    programs = max(1, 64 // warps)
+    return Configuration("sums", rows, 1, all_columns, warps, 1, programs, order, product=IEEE, warp_bits=bits)
+
+
+def _tile_of_256_columns(order: int, log2_columns: int, shared_bytes: int, callers: bool) -> Configuration | None:
+    """64 or 128 rows of 256 columns, with bits of the columns merged into the base until it has that many."""
+    bits = max(0, log2_columns - 8)
+    block = _power_above(order) << bits
+    if log2_columns < 8 or (bits and callers) or shared_bytes < _SHARED_BYTES_OF_TILE.get(block, 1 << 30):
+        return None
+    warps, programs = (4, 4) if block == 64 else (8, 1)
+    return Configuration("panel", 1, 8, 32, warps, 2, programs, order << bits, block, block, DIRECT)
+
+
+def _many_blocks(plain: Configuration, shared_bytes: int) -> Configuration | None:
+    """A base whose blocks are programs: 64 columns of a panel, or of short ones side by side, for each block of it."""
+    columns, order = plain.columns, plain.order
+    if plain.parts > 1 or shared_bytes < _SHARED_BYTES_OF_MANY[128]:
+        return None
+    rows = max(1, _PANEL_COLUMNS // columns)
+    # Blocks of 256 pad more orders, and spill where H of the columns has order 64.
+    large = -(-order // 256) * 256 == -(-order // 128) * 128 and columns < _PANEL_COLUMNS
+    if large and shared_bytes >= _SHARED_BYTES_OF_MANY[256]:
+        return replace(plain, rows=rows, block=256, step=64, warps=8, stages=1, programs=1)
+    return replace(plain, rows=rows, block=128, step=64, warps=4, stages=1, programs=2)
+
+
+def _panel_of_base(order: int, log2_columns: int, product: int, amd: bool, shared_bytes: int) -> Configuration:
+    """A panel with parts of 64 columns and more, which takes every size."""
     all_columns = 1 << log2_columns
     # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (float16, sm_90).
     wide = 2 * _PANEL_COLUMNS if product == DIRECT else 4 * _PANEL_COLUMNS
@@ -232,22 +312,27 @@ def choose_base(order: int, log2_columns: int, product: int, amd: bool = False, 
     warps = 4 if elements <= in_four else 8 if elements <= 2 * in_four or not amd else 16
     stages = 1 if step < block or block > 128 or amd else 3 if elements <= 2048 else 2
     programs = 1 if step == block == 256 else max(1, 16 // warps)
-    return Configuration("panel", rows, parts, columns, warps, stages, programs, order, block, step, product)
+    # The compiler takes 133 registers for what 128 hold, and four programs become three and a second wave.
+    capped = product == DIRECT and block <= 32 and elements == 8192 and not amd
+    registers = _NVIDIA_REGISTERS // (32 * warps * programs) if capped else 0
+    return Configuration(
+        "panel", rows, parts, columns, warps, stages, programs, order, block, step, product, registers=registers
+    )
 
 
 def _power_above(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def candidates(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
+def candidates(log2_size: int, sixteen_bit: bool, shared_bytes: int = 0) -> Iterator[Configuration]:
     """Configurations worth timing for a power of two, that of the table first."""
-    return _each_once(choose(log2_size, sixteen_bit), _space(log2_size, sixteen_bit))
+    return _each_once(choose(log2_size, sixteen_bit, shared_bytes=shared_bytes), _space(log2_size, sixteen_bit))
 
 
 def base_candidates(order: int, log2_columns: int, product: int, shared_bytes: int = 0) -> Iterator[Configuration]:
     """Configurations worth timing for a size ``order * 2^log2_columns``, the chosen one first."""
     mine = choose_base(order, log2_columns, product, shared_bytes=shared_bytes)
-    return _each_once(mine, _base_space(mine))
+    return _each_once(mine, _base_space(_panel_of_base(order, log2_columns, product, False, shared_bytes)))
 
 
 def _each_once(mine: Configuration, others: Iterable[Configuration]) -> Iterator[Configuration]:
@@ -297,6 +382,7 @@ def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
 
 
 def _base_space(mine: Configuration) -> Iterator[Configuration]:
+    yield mine
     for warps, stages in itertools.product((4, 8, 16), (1, 2, 3)):
         yield replace(mine, warps=warps, stages=stages, programs=max(1, 16 // warps))
     if 128 < mine.order <= LARGEST_FUSED_ORDER and mine.product == DIRECT:

@@ -203,13 +203,14 @@ def butterflies(
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         first = tile * ROWS
         inside = first + r < rows
-        if STRIDED:
-            source = x + row_starts(first + r, inner_rows, x_outer, x_inner, COLUMNS, True) + j
-            target = out + row_starts(first + r, inner_rows, out_outer, out_inner, COLUMNS, True) + j
-        else:
+        if COLUMNS == 1 and not STRIDED:
             # One sum, as the compiler does not see that element // 1 and element % 1 are together as contiguous as element.
-            source = x + first * COLUMNS + element
-            target = out + first * COLUMNS + element
+            source = x + first + element
+            target = out + first + element
+        else:
+            # Here a lane has to have one row's columns at most, or its masked accesses are 16 bytes from its neighbour's.
+            source = x + row_starts(first + r, inner_rows, x_outer, x_inner, COLUMNS, STRIDED) + j
+            target = out + row_starts(first + r, inner_rows, out_outer, out_inner, COLUMNS, STRIDED) + j
         sign_index = ((first + r) % sign_rows).to(tl.int32) * COLUMNS + j
         # A mask that may change between elements makes each a memory access of its own, as rows of one element would all be.
         unmasked = COLUMNS == 1 and first + ROWS <= rows

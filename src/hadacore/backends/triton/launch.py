@@ -63,10 +63,11 @@ def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuratio
     if base is not None:
         order, product = base.shape[0], DIRECT if sixteen_bit and base.dtype == x.dtype else IEEE
     elif size & (size - 1) == 0:
-        return choose(size.bit_length() - 1, sixteen_bit, amd)
+        return choose(size.bit_length() - 1, sixteen_bit, amd, shared_bytes(x.device))
     else:
         order, product = factor(size).base_order, DIRECT if sixteen_bit else THREE_PARTS
-    return choose_base(order, (size // order).bit_length() - 1, product, amd, shared_bytes(x.device))
+    log2_columns = (size // order).bit_length() - 1
+    return choose_base(order, log2_columns, product, amd, shared_bytes(x.device), base is not None)
 
 
 def base_for(x: Tensor, configuration: Configuration) -> Tensor | None:
@@ -81,8 +82,8 @@ def base_for(x: Tensor, configuration: Configuration) -> Tensor | None:
 @functools.lru_cache(maxsize=16)
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that a program may have, or 0 where torch does not know."""
-    if device.type == "cpu":
-        return 0
+    if device.type == "cpu":  # interpreted: as the GPU that the table was measured on
+        return 232448
     properties = torch.get_device_module(device).get_device_properties(device)
     return int(getattr(properties, "shared_memory_per_block_optin", 0))
 
@@ -134,6 +135,8 @@ def launch(
     """
     from hadacore.backends.triton import kernels
 
+    if signs is not None:
+        configuration = configuration.beside_signs()
     rows = x.numel() // configuration.size
     placement = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
     where = strides or RowStrides(1, 0, 0, 0, 0)
@@ -159,6 +162,8 @@ def launch(
             row_stride, column_stride = column_stride, row_stride
         arguments["base"] = x if base is None else base
         arguments["base_row_stride"], arguments["base_column_stride"] = row_stride, column_stride
+    if configuration.registers and x.device.type == "cuda" and torch.version.hip is None:
+        arguments["maxnreg"] = configuration.registers
     kernel = getattr(kernels, configuration.kernel)
     grid = configuration.grid(rows, multiprocessors(x.device))
     with _on(x.device):
