@@ -1,14 +1,16 @@
 """Checks and times Triton configurations against a copy, on the GPU at hand.
 
+    python benchmarks/tune_triton.py --table-only --out DIR
     python benchmarks/tune_triton.py --out DIR
-    python benchmarks/tune_triton.py --measured benchmarks/results/h200/triton-candidates.csv --seconds 90 --out DIR
+    python benchmarks/tune_triton.py --measured triton-candidates.csv --seconds 90 --out DIR
 
-The second line times what is new since the results that the project has.
+The first line times the table alone, in half a minute; the last one what an earlier run has no times of.
 
 First several processes compile each candidate and check it: against the float64 transform, a row with NaN beside others, and
 the same bits for one row as for many. Then one process times, cold, those that are right: the table's configurations
-first, then the others as long as --seconds last. Prints a table and writes ``triton-candidates.csv``, what failed included. A
-candidate that fails, crashes its process or takes too long is a line of the table, and the rest goes on.
+first, then the others as long as --seconds last. Prints a table and writes ``triton-candidates.csv``, or ``triton.csv`` of
+the table alone, what failed included. A candidate that fails, crashes its process or takes too long is a line of the table,
+and the rest goes on.
 
 The table in ``hadacore/backends/triton/configurations.py`` holds the fastest of each size.
 """
@@ -19,6 +21,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import queue
 import subprocess
 import sys
@@ -49,7 +52,7 @@ ELEMENTS = (1 << 25, 1 << 23)
 ERROR_LIMITS = {"float16": 1.002, "bfloat16": 1.002, "float32": 12.0}
 #: Times over a copy, cold, at 2^23 elements and more, by largest size.
 TARGETS = ((4096, 1.25), (32768, 2.0))
-CHECKERS = 8
+CHECKERS = min(16, os.cpu_count() or 1)
 JOB_SECONDS = 90.0
 COLUMNS = (
     "gpu", "commit", "torch", "triton", "dtype", "hadamard_size", "of_table", *Configuration.__dataclass_fields__,
@@ -376,13 +379,14 @@ def main() -> None:
             for job in jobs
             if job["rank"] == 0 or identity(job["dtype"], job["size"], job["configuration"]) not in known
         ]
-    jobs.sort(key=lambda job: job["rank"])  # the table's first, then each size in turn, in case time runs out
+    # The table's first, then each size in turn, in case time runs out; the largest first, as they take longest to compile.
+    jobs.sort(key=lambda job: (job["rank"], -job["size"]))
     check_all(jobs, arguments.checkers, start + 0.55 * arguments.seconds)
     print(f"checked {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)
     # Types one after the other would rebuild the buffers twice only; the table's still come first.
-    jobs.sort(key=lambda job: (job["rank"] > 0, job["dtype"], job["rank"]))
+    jobs.sort(key=lambda job: (job["rank"] > 0, job["dtype"], job["rank"], job["size"]))
     made_with = provenance.provenance(device_at_hand())
-    target = arguments.out / "triton-candidates.csv"
+    target = arguments.out / ("triton.csv" if arguments.table_only else "triton-candidates.csv")
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
     counts = [int(e) for e in arguments.elements.split(",")]

@@ -29,6 +29,8 @@ _NVIDIA_REGISTERS = 65536  # of a multiprocessor
 
 # Shared memory of a program, signs included, as compiled for sm_90.
 _SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns
+_SHARED_BYTES_OF_256_BY_64 = 106496 + 1024  # 64 columns of that base at a time
+_SHARED_BYTES_OF_WIDE = 149504 + 1024  # 32 rows of 1024 columns, two stages
 _SHARED_BYTES_OF_HELD = 106496 + 1024  # a base in 3 x 3 blocks of 64 x 64, and a panel of 64 columns
 _SHARED_BYTES_OF_MANY = {128: 81920 + 1024, 256: 141312 + 1024}  # by block
 _SHARED_BYTES_OF_TILE = {64: 112640 + 1024, 128: 174080 + 1024}  # by block: 256 columns, two stages
@@ -301,7 +303,7 @@ def _panel_of_base(order: int, log2_columns: int, product: int, amd: bool, share
     if product == DIRECT:
         # The base stays in shared memory where it fits, else it is read again for each row.
         fits = order <= 128 or (whole and shared_bytes >= _SHARED_BYTES_OF_256)
-        step = block if fits else 64
+        step = block if fits else 64 if amd or not whole or shared_bytes >= _SHARED_BYTES_OF_256_BY_64 else 32
         rows = max(1, _PANEL_COLUMNS // columns) if columns < _SMALLEST_PRODUCT else 1
     else:
         step = _SMALLEST_PRODUCT  # each step of 16 is summed on its own
@@ -311,6 +313,8 @@ def _panel_of_base(order: int, log2_columns: int, product: int, amd: bool, share
     in_four = 8192 if amd or block == 256 else 16384
     warps = 4 if elements <= in_four else 8 if elements <= 2 * in_four or not amd else 16
     stages = 1 if step < block or block > 128 or amd else 3 if elements <= 2048 else 2
+    if not amd and step == block and elements >= 32768 and shared_bytes < _SHARED_BYTES_OF_WIDE:
+        stages = 1
     programs = 1 if step == block == 256 else max(1, 16 // warps)
     # The compiler takes 133 registers for what 128 hold, and four programs become three and a second wave.
     capped = product == DIRECT and block <= 32 and elements == 8192 and not amd
