@@ -397,10 +397,11 @@ def test_what_lies_around_a_callers_base_is_not_read() -> None:
 
 
 def test_a_base_is_covered_by_its_blocks() -> None:
-    for order in (12, 16, 100, 128, 172, 2048):
-        for product in (DIRECT, THREE_PARTS, IEEE):
+    for order in (12, 16, 100, 128, 172, 260, 428, 2048):
+        for product, callers in ((DIRECT, False), (DIRECT, True), (THREE_PARTS, False), (IEEE, True)):
             for log2_columns in range(15 - order.bit_length() + 1):
-                c = choose_base(order, log2_columns, product, shared_bytes=SHARED, callers=product == IEEE)
+                c = choose_base(order, log2_columns, product, shared_bytes=SHARED, callers=callers)
+                assert (c.order == order and c.kernel == "panel") or not callers
                 assert c.size == order << log2_columns
                 assert c.kernel == "sums" or c.blocks * c.held * c.block >= c.order
                 assert c.kernel == "sums" or c.rows * c.columns >= 16
@@ -445,6 +446,8 @@ for c, dtype, codes in (
     (Configuration("sums", 2, 1, 64, 1, 1, 1, 12, product=IEEE), torch.float32, False),
     (Configuration("panel", 2, 1, 16, 4, 1, 1, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
     (choose_base(20, 8, DIRECT, amd), torch.float16, False),
+    (choose(15, True, amd, SHARED_BYTES[target]), torch.float16, False),
+    (choose_base(28, 10, DIRECT, amd, SHARED_BYTES[target]), torch.bfloat16, False),
 ):
     for epilogue in epilogues(target) if codes else (0,):
         found = compile_for(target, c, dtype, signs=1 + (epilogue > 0), strided=epilogue == 0, epilogue=epilogue)

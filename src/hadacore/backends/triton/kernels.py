@@ -271,14 +271,22 @@ def sums(
                 values = with_signs(values, signs, sign_index + i * PART, inside)
             loaded = loaded + (values,)
         parts = ()
-        for i in tl.static_range(ORDER):
-            if EXACT:
+        if EXACT:
+            for i in tl.static_range(ORDER):
                 part = dot(loaded[i], matrix)
                 if LOG2_UPPER > 0:  # all of M lies in one warp
                     part = contract_bits(part, M * COLUMNS, BELOW, BELOW + LOG2_UPPER, BELOW + LOG2_UPPER)
-            else:
-                part = contract_bits(loaded[i].to(tl.float32), M * COLUMNS, 0, LOG2_COLUMNS, WARP_BITS)
-            parts = parts + (tl.reshape(part, [M, COLUMNS]),)
+                parts = parts + (tl.reshape(part, [M, COLUMNS]),)
+        else:
+            # Four at a time, as tensors of four times the registers: the compiler's time grows with the square of their number.
+            for i in tl.static_range(0, ORDER, 4):
+                even = tl.join(loaded[i].to(tl.float32), loaded[i + 2].to(tl.float32))
+                odd = tl.join(loaded[i + 1].to(tl.float32), loaded[i + 3].to(tl.float32))
+                four = contract_bits(tl.join(even, odd), 4 * M * COLUMNS, 2, 2 + LOG2_COLUMNS, 2 + WARP_BITS)
+                even, odd = tl.split(tl.reshape(four, [M, COLUMNS, 2, 2]))
+                first_part, third = tl.split(even)
+                second, fourth = tl.split(odd)
+                parts = parts + (first_part, second, third, fourth)
         pairs = pair_up(parts, ORDER)
         results = ()
         for i in tl.static_range(ORDER):
