@@ -227,14 +227,16 @@ def main() -> None:
     parser.add_argument(
         "--flash-attention", type=Path, help="vLLM's _vllm_fa3_C.abi3.so, where no FlashAttention-3 is installed"
     )
+    parser.add_argument("--cases", default="", help="numbers from 0, such as 0,1; all by default")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    cases = [CASES[int(number)] for number in arguments.cases.split(",")] if arguments.cases else CASES
     if not torch.cuda.is_available():
         sys.exit(f"this benchmark needs a GPU of compute capability 9.0: {engines('cpu')}")
     device = torch.device("cuda", 0)
     engine = choose_engine(arguments.flash_attention, device)
     lines = []
-    for case in CASES:
+    for case in cases:
         torch.manual_seed(0)
         with torch.inference_mode():
             lines.append(measure(case, engine, device))
