@@ -45,6 +45,16 @@ def test_prologues_count() -> None:
         assert plan.bytes_to_move == inputs * 4 * elements + codes
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_transform_that_ends_within_a_block_is_composed(dtype: torch.dtype) -> None:
+    """Blocks of 128 of a row of 640 are no parts of its two transforms of 320, but its ten of 64 end with them."""
+    plan = plan_quantize(640, "fp8_e4m3", dtype, granularity=128, block_size=320, architecture="sm_90a")
+    assert plan.composed_reason == "a transform of 320 elements ends within 128 that share a scale"
+    assert plan_quantize(640, "fp8_e4m3", dtype, granularity=128, architecture="sm_90a").fused
+    assert plan_quantize(640, "fp8_e4m3", dtype, granularity=128, block_size=64, architecture="sm_90a").fused
+    assert plan_quantize(640, "mxfp8", dtype, block_size=320, architecture="sm_90a").fused
+
+
 def test_a_base() -> None:
     """Of sizes of which there is no matrix of the library's; where no kernel has it the plan says why."""
     for dtype, base_dtype in ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32,) * 2):
@@ -63,6 +73,8 @@ def test_a_base() -> None:
     assert plan.composed_reason == "128 is 128 * 2^0, and 2^0 columns are fewer than a vector of 8"
     plan = plan_quantize(640, "int8", base=base, block_size=320, architecture="sm_90a")
     assert plan.composed_reason == "640 elements that share a scale are several transforms of 320"
+    plan = plan_quantize(640, "fp8_e4m3", granularity=128, base=base, block_size=320, architecture="sm_90a")
+    assert plan.composed_reason == "a transform of 320 elements ends within 128 that share a scale"
     on_cpu = plan_quantize(320, "int8", base=base, device="cpu")
     assert on_cpu.fused == (native.unavailable_reason() is None)
     long = plan_quantize(1 << 17, "int8", base=torch.empty(1, 1, device="meta"), device="cpu")

@@ -17,9 +17,10 @@ and of the 2 m of its products and sums with B, adds at most u_fp32 max|B| ||x||
 
 Rotated values that a kernel quantizes. They are fp32 and not rounded to 16 bits, but a Tensor Core kernel of 16-bit inputs
 splits what one product gives into two bfloat16 before the next: hi is off by at most 2^-9 of it, lo rounds that to 2^-9
-again, so 2^-18 in all. An element is a signed sum of such values, whose magnitudes sum to at most max|B| ||x||_1. At most two
-products take split values. Tensor Cores cut off where they should round, which at most doubles each rounding, and a scale
-rounds once more:  |error| <= scale max|B| ||x||_1 (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
+again, so 2^-18 in all. An element is a signed sum of such values, whose magnitudes sum to at most s_i = sum_j |B_ij| ||x_j||_1,
+x_j being the part of x that column j of B multiplies. At most two products take split values. Tensor Cores cut off where they
+should round, which at most doubles each rounding, and a scale rounds once more:
+|error| <= scale s_i (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
 
 Codes and scales of them. Finding a scale, multiplying by it and rounding to a code are monotonic, so a scale lies between
 those of magnitudes smaller and larger by that bound, and a code between those of the values at both ends: the same, but
@@ -87,15 +88,17 @@ def element_bound(
 
 
 def rotated_bound(
-    x: Tensor, size: int, scale: float, dtype: torch.dtype, prologue: bool = False, base: Tensor | None = None
-) -> Tensor:
+    x: Tensor, size: int, scale: float, dtype: torch.dtype, prologue: bool = False, base: Tensor | None = None,
+    inverse: bool = False,
+) -> Tensor:  # fmt: skip
     """Largest allowed error of each rotated value before it is quantized, see above; in float64, of x's shape.
 
     With a prologue, x is its result: fp32, so that the first product takes split values too, and four roundings off.
     """
-    largest = 1.0 if base is None else base.abs().max().item()
-    blocks = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, size)
-    mass = largest * blocks.sum(-1, keepdim=True).expand_as(blocks).reshape(x.shape)
+    matrix = x.new_ones((1, 1), dtype=torch.float64) if base is None else base.double().abs()
+    parts = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, matrix.shape[0], size // matrix.shape[0])
+    sums = (matrix.T if inverse else matrix) @ parts.sum(-1, keepdim=True)
+    mass = sums.expand_as(parts).reshape(x.shape)
     split = 0.0 if dtype == torch.float32 else (2 + prologue) * 2.0**-18
     return abs(scale) * mass * (split + 2 * (roundings(size, base) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
 

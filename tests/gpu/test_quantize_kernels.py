@@ -153,7 +153,7 @@ def test_every_configuration_with_a_base_gives_the_same_bits(order: int, n: int,
             codes, scales = _run(configuration, x, quantizer, None, base)
             assert _same(q.codes, codes) and _same(q.scales, scales), configuration
         bound = tolerances.rotated_bound(x, n, n**-0.5, dtype, base=base)
-        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.2)
+        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.3)
 
 
 def test_what_no_kernel_does_with_a_base_is_composed() -> None:

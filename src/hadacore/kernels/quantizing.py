@@ -45,6 +45,8 @@ def find_fusion(
     if base_order == 0:
         matrix = factor(size)
         order, transposed = matrix.base_order, inverse and not matrix.symmetric
+    if quantizer.block and quantizer.block % size and size % quantizer.block:
+        return f"a transform of {size} elements ends within {quantizer.block} that share a scale"
     has_base = base_order > 0 or order > 1
     log2 = (size // order).bit_length() - 1
     if not has_base and size > 1 << MAXIMUM_LOG2_ROW:
