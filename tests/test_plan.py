@@ -199,3 +199,18 @@ def test_unknown_new_gpus_get_safe_limits() -> None:
     assert architecture_of((12, 9)).shared_memory_per_block == 99 * 1024
     assert architecture_of((13, 0)).name == "sm_130"
     assert set(CHECKED) <= {architecture.name for architecture in ARCHITECTURES}
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "measured"),
+    [
+        (3584, torch.bfloat16, 1.11), (3840, torch.bfloat16, 1.05), (14336, torch.bfloat16, 1.17), (18944, torch.bfloat16, 1.59),
+        (13696, torch.float16, 2.36), (28672, torch.float16, 1.35), (5120, torch.float32, 2.63), (28672, torch.float32, 8.49),
+    ],
+)  # fmt: skip
+def test_predicted_time_is_near_what_was_measured(n: int, dtype: torch.dtype, measured: float) -> None:
+    """Times over a copy at 2^25 elements on an H200, of docs/performance.md."""
+    found = hadacore.plan(n, dtype, rows=(1 << 25) // n, architecture="sm_90a")
+    ratio = found.predicted_ratio
+    assert ratio is not None and 0.85 < ratio / measured < 1.15
+    assert f"predicts {ratio:.2f} times a copy of the same bytes, for many rows on an H200" in str(found)

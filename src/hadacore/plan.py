@@ -16,7 +16,7 @@ from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
 from hadacore.backends.selection import default_backend
 from hadacore.checks import check_base_matrix, check_block_size
-from hadacore.elements import BY_DTYPE, ELEMENTS, Element
+from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
@@ -161,22 +161,25 @@ class Plan:
             lines.append(f"  products {self.multiply_adds:,} multiply-adds for the base, padding included")
         ratio = self.predicted_ratio
         if ratio is not None:
-            lines.append(f"  predicts {ratio:.2f} times a copy of the same bytes, for many rows")
+            lines.append(f"  predicts {ratio:.2f} times a copy of the same bytes, for many rows on an H200")
         return "\n".join(lines)
 
 
 def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration) -> float | None:
-    """Time over a copy of the same bytes for many rows: the larger of memory and Tensor Cores, with what was seen to be lost.
+    """Time over a copy of the same bytes for many rows on an H200.
 
-    Constants are of an H100 at 2^25 elements (docs/performance.md): 0.31 clocks of a multiprocessor an element of 2 bytes for a
-    copy; 1360 multiply-adds a clock by mma.sync and 2048 by wgmma, of which half is reached beside everything else. None for
-    powers of two, which docs/performance.md lists as measured, and for a caller's base, whose reads it does not count.
+    Clocks of a multiprocessor for an element are fitted to the 54 sizes of docs/performance.md at 2^25 elements, off by 8 %
+    (float32: 13 %) on the average: some for everything but the base's products; ``multiply_adds`` an element at what wgmma and
+    mma.sync reach beside the rest; more where a block of several groups of columns is alone on a multiprocessor. A copy takes
+    0.228 clocks for 2 bytes in and out. None for powers of two, which that page lists as measured, and for a caller's base,
+    whose reads it does not count.
     """
     if not isinstance(configuration, BaseConfiguration) or configuration.base != BASE_SIGNS:
         return None
-    copy_clocks = 0.31 * (2 if configuration.element_code == 2 else 1)
-    product_clocks = multiply_adds / (2048 if configuration.wgmma else 1360) / 0.5
-    return 1.05 * max(1.0, product_clocks / copy_clocks)
+    alone = configuration.minimum_blocks == 1 and configuration.groups > 1
+    if BY_CUDA_CODE[configuration.element_code].dtype == torch.float32:
+        return max(1.0, (0.34 + multiply_adds / 400 + 0.11 * alone) / 0.443)
+    return max(1.0, (0.20 + multiply_adds / (1300 if configuration.wgmma else 950) + 0.05 * alone) / 0.228)
 
 
 def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
