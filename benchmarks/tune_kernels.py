@@ -124,10 +124,8 @@ def with_base(code: int, order: int, log2_columns: int) -> Iterator[BaseConfigur
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:
-    """Whether as many blocks as it says fit a multiprocessor, which has a little more shared memory than a block may use."""
-    return c.runs_on(architecture) and c.minimum_blocks * (c.shared_bytes + 1024) <= (
-        architecture.shared_memory_per_block + 1024
-    )
+    """Whether as many blocks as it says fit a multiprocessor."""
+    return c.runs_on(architecture) and c.minimum_blocks <= architecture.blocks_that_fit(c.shared_bytes)
 
 
 def of_table(code: int, size: int, fusion: Fusion | None, architecture: Architecture) -> list[Configuration]:

@@ -9,9 +9,12 @@ import torch
 
 import hadacore
 from hadacore.elements import CUDA_ELEMENTS, Element
-from hadacore.kernels.architectures import ARCHITECTURES, CHECKED, architecture_of
+from hadacore.formats import BY_NAME, Quantizer
+from hadacore.kernels.architectures import ARCHITECTURES, CHECKED, Architecture, architecture_of
+from hadacore.kernels.architectures import BY_NAME as BY_ARCHITECTURE
 from hadacore.kernels.base_configurations import BaseConfiguration
 from hadacore.kernels.configurations import TABLE, KernelConfiguration, candidates, choose
+from hadacore.kernels.fusion import fusion_of
 from hadacore.kernels.stages import stages_of
 from tests import oracle, tolerances
 from tests.stage_executor import execute
@@ -214,3 +217,19 @@ def test_predicted_time_is_near_what_was_measured(n: int, dtype: torch.dtype, me
     ratio = found.predicted_ratio
     assert ratio is not None and 0.85 < ratio / measured < 1.15
     assert f"predicts {ratio:.2f} times a copy of the same bytes, for many rows on an H200" in str(found)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_blocks_that_loop_over_rows_are_as_many_as_fit(architecture: Architecture) -> None:
+    """More would be a second wave, and would have fewer registers for nothing."""
+    for log2_size in range(11, 16):
+        fusion = fusion_of(Quantizer(BY_NAME["fp8_e4m3"], 1 << log2_size), 1 << log2_size, False)
+        for fused in (None, fusion):
+            for candidate in candidates(1, log2_size, architecture, fused):
+                c = candidate.configuration
+                assert not c.prefetch or c.minimum_blocks <= architecture.blocks_that_fit(c.shared_bytes)
+    assert [a.blocks_that_fit(0) for a in ARCHITECTURES if a.name == "sm_90a"] == [228]
+    assert (
+        BY_ARCHITECTURE["sm_120"].blocks_that_fit(24 * 1024) == 4
+        and BY_ARCHITECTURE["sm_120"].blocks_that_fit(1 << 20) == 1
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 Capability = tuple[int, int]
 
+_KIB = 1024
 MINIMUM_CAPABILITY: Capability = (8, 0)
 HOPPER: Capability = (9, 0)  # clusters, programmatic launch, bulk copies
 
@@ -25,6 +26,11 @@ class Architecture:
     name: str
     shared_memory_per_block: int
 
+    def blocks_that_fit(self, shared_bytes: int) -> int:
+        """Blocks with so much shared memory that a multiprocessor holds: it has one KiB more than a block may use, and keeps
+        one for each block."""
+        return max(1, (self.shared_memory_per_block + _KIB) // (shared_bytes + _KIB))
+
     @property
     def has_clusters(self) -> bool:
         """Whether blocks can form clusters and write to each other's shared memory."""
@@ -41,7 +47,6 @@ class Architecture:
         return self.capability == HOPPER
 
 
-_KIB = 1024
 ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture((8, 0), "sm_80", 163 * _KIB),
     Architecture((8, 6), "sm_86", 99 * _KIB),

@@ -368,6 +368,10 @@ def candidates(
         if not architecture.has_programmatic_launch:
             configuration = replace(configuration, programmatic=ALONE)
         if configuration.runs_on(architecture):
+            if configuration.prefetch:
+                # Blocks that loop over rows are as many as fit, and have the registers of as many.
+                fitting = architecture.blocks_that_fit(configuration.shared_bytes)
+                configuration = replace(configuration, minimum_blocks=min(configuration.minimum_blocks, fitting))
             found.append(replace(candidate, configuration=configuration))
             if math.isinf(candidate.up_to_elements_per_multiprocessor):
                 break
