@@ -1,4 +1,4 @@
-"""The space of configurations that benchmarks/tune.py searches."""
+"""The spaces of configurations that benchmarks/tune.py and benchmarks/tune_kernels.py search."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+import torch
 
+from hadacore.formats import BY_NAME as FORMATS
+from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import BY_NAME
 from hadacore.kernels.configurations import BEFORE_EXCHANGE
+from hadacore.kernels.fusion import fused_prologue, fusion_of
 from hadacore.kernels.stages import stages_of
+from hadacore.prologues import GatedActivation
+from tests import oracle
 from tests.benchmarks import load_benchmark
 
 
@@ -31,3 +37,28 @@ def test_every_size_has_configurations_to_try(tune: ModuleType, code: int, archi
             for point in tune.points_of(configuration):
                 early = replace(configuration, programmatic=point)
                 assert early.kernel == "exchange_rows" or point != BEFORE_EXCHANGE
+
+
+@pytest.fixture(scope="module")
+def tune_kernels() -> ModuleType:
+    return load_benchmark("tune_kernels")
+
+
+@pytest.mark.parametrize("gated", [None, False, True], ids=["plain", "quantized", "gated"])
+@pytest.mark.parametrize("size", [128, 1024, 4096, 16384, 192, 896, 5120, 14336, 28672])
+def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, size: int, gated: bool | None) -> None:
+    architecture = BY_NAME["sm_90a"]
+    prologue = fused_prologue(GatedActivation("silu", "gate_up"), size) if gated else None
+    fusion = None if gated is None else fusion_of(Quantizer(FORMATS["fp8_e4m3"], size), size, False, prologue)
+    mine = tune_kernels.of_table(1, size, fusion, architecture)
+    found = tune_kernels.all_candidates(1, size, fusion, architecture)
+    assert list(dict.fromkeys(mine)) == found[: len(set(mine))] and len(found) > len(set(mine))
+    for configuration in found:
+        assert configuration.size == size and configuration.fusion == fusion and configuration.runs_on(architecture)
+    for configuration in found[len(set(mine)) :]:
+        assert configuration.minimum_blocks <= architecture.blocks_that_fit(configuration.shared_bytes)
+
+
+def test_the_float64_transform_that_candidates_are_held_to(tune_kernels: ModuleType) -> None:
+    x = torch.randn(3, 28 * 16, dtype=torch.float64)
+    torch.testing.assert_close(tune_kernels.exact(x), oracle.transform(x), rtol=1e-13, atol=1e-13)
