@@ -10,7 +10,6 @@ rounds and adds more.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field, replace
 
 from hadacore.elements import BY_CUDA_CODE
@@ -59,7 +58,6 @@ class BaseConfiguration:
         signs: As in ``KernelConfiguration``.
         strided: Rows lie at two-level strides rather than one after the other.
         fusion: As in ``KernelConfiguration``.
-        up_to: Elements a multiprocessor up to which it is the one to use, of the configurations that hold whole rows.
     """
 
     element_code: int
@@ -79,7 +77,6 @@ class BaseConfiguration:
     signs: int = NO_SIGNS
     strided: bool = False
     fusion: Fusion | None = None
-    up_to: float = field(default=math.inf, compare=False, repr=False)
 
     kernel: str = field(default="base_rows", init=False, repr=False, compare=False)
     cluster: int = field(default=1, init=False, repr=False, compare=False)  # of the blocks that share a row's scale
@@ -283,7 +280,6 @@ class _Row:
     minimum_blocks: int
     wgmma: bool = False
     splits: int = 1
-    up_to: float = math.inf  # elements a multiprocessor; the next line, which must use the same products, is for more
     from_tiles: int = 1
     log2_sizes: tuple[int, int] = (0, MAXIMUM_LOG2_COLUMNS)  # from, to
 
@@ -320,20 +316,16 @@ _PROLOGUE_HOPPER = (
 )  # fmt: skip
 
 
-def _rows_of_table(c: BaseConfiguration, fusion: Fusion | None) -> tuple[_Row, ...]:
-    """The lines for a configuration's groups and tiles: those for up to some elements, then one for any number."""
-    tables: list[tuple[_Row, ...]] = [_SIXTEEN_BIT_HOPPER]
+def _row_of_table(c: BaseConfiguration, fusion: Fusion | None) -> _Row | None:
+    """The line for a configuration's groups, columns and tiles."""
+    lines = _SIXTEEN_BIT_HOPPER
     if fusion is not None:
-        tables.insert(0, _QUANTIZING_HOPPER if fusion.prologue is None else _PROLOGUE_HOPPER)
-    for table in tables:
-        found = []
-        for row in table:
-            has_columns = row.groups == c.groups and row.log2_sizes[0] <= c.log2_size <= row.log2_sizes[1]
-            if has_columns and row.from_tiles <= c.order_tiles <= row.order_tiles:
-                found.append(row)
-                if math.isinf(row.up_to):
-                    return tuple(found)
-    return ()
+        lines = (_QUANTIZING_HOPPER if fusion.prologue is None else _PROLOGUE_HOPPER) + lines
+    for row in lines:
+        has_columns = row.groups == c.groups and row.log2_sizes[0] <= c.log2_size <= row.log2_sizes[1]
+        if has_columns and row.from_tiles <= c.order_tiles <= row.order_tiles:
+            return row
+    return None
 
 
 def _generic_row(c: BaseConfiguration) -> _Row:
@@ -352,23 +344,19 @@ def _generic_row(c: BaseConfiguration) -> _Row:
 def _with_row(c: BaseConfiguration, row: _Row) -> BaseConfiguration:
     return replace(
         c, tiles=row.tiles, order_warps=row.order_warps, units=row.units, stages=row.stages, splits=row.splits,
-        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma, up_to=row.up_to,
+        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma,
     )  # fmt: skip
 
 
 def _fewer_rows(c: BaseConfiguration) -> tuple[BaseConfiguration, ...]:
     """The same products by more, smaller blocks: fewest rows first."""
     if c.order_tiles * c.groups <= 2 or (c.stages == 0 and c.units > 1):
-        return (replace(c, units=1, up_to=math.inf),) if c.units > 1 else ()
+        return (replace(c, units=1),) if c.units > 1 else ()
     spread = []
     for warps in (4, 8):
         splits = -(-c.order_tiles // warps)
         if splits > c.splits:
-            spread.append(
-                replace(
-                    c, tiles=1, order_warps=warps, units=1, stages=1, splits=splits, minimum_blocks=1, up_to=math.inf
-                )
-            )
+            spread.append(replace(c, tiles=1, order_warps=warps, units=1, stages=1, splits=splits, minimum_blocks=1))
     return tuple(spread)
 
 
@@ -407,14 +395,14 @@ def base_candidates(
         element_code, order << merged, merged, log2_columns - merged, tiles, base=base, transposed=transposed,
         programmatic=AFTER_LOADS if architecture.has_programmatic_launch else ALONE,
     )  # fmt: skip
-    rows: tuple[_Row, ...] = ()
+    row = None
     if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
-        rows = _rows_of_table(plain, fusion)
-    if not rows or (rows[-1].wgmma and plain.log2_size < 4):
-        rows = (_generic_row(plain),)
-    many = [_with_row(plain, row) for row in rows]
+        row = _row_of_table(plain, fusion)
+    if row is None or (row.wgmma and plain.log2_size < 4):
+        row = _generic_row(plain)
+    many = _with_row(plain, row)
     found = []
-    for c in (*_fewer_rows(many[0]), *many):
+    for c in (*_fewer_rows(many), many):
         # Where shared memory does not hold two panels, one; where not even one, vectors come from global memory.
         while c.stages > 0 and not c.runs_on(architecture):
             c = replace(c, stages=c.stages - 1, wgmma=c.wgmma and c.stages > 1)
@@ -425,13 +413,6 @@ def base_candidates(
         with_fusion = (_with_quantizer(c, fusion, architecture) for c in found)
         found = list(dict.fromkeys(c for c in with_fusion if c is not None))
     return tuple(found)
-
-
-def _is_for(c: BaseConfiguration, rows: int, elements: float, multiprocessors: int) -> bool:
-    """Whether a configuration that is not the last is the one for so many rows, of ``elements`` a multiprocessor."""
-    if not math.isinf(c.up_to):
-        return elements <= c.up_to
-    return c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors
 
 
 @functools.lru_cache(maxsize=4096)
@@ -453,6 +434,5 @@ def choose_base(
     )
     if not found:
         raise LookupError(f"no configuration of {order} * 2^{log2_columns} with this quantizer for {architecture.name}")
-    elements = rows * (order << log2_columns) / multiprocessors
-    chosen = next((c for c in found[:-1] if _is_for(c, rows, elements, multiprocessors)), found[-1])
-    return chosen.with_options(signs, strided)
+    at_once = (c for c in found[:-1] if c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors)
+    return next(at_once, found[-1]).with_options(signs, strided)

@@ -190,7 +190,6 @@ class Candidate:
 # Limits of candidates, in elements per multiprocessor: the powers of two above the element counts of the benchmark's
 # grid on 132 multiprocessors.
 _2_17, _2_20, _2_22, _2_24 = 1024, 8192, 32768, 131072
-MANY_ELEMENTS = _2_24
 
 
 def _warp(log2_size: int, warps: int, units: int, minimum_blocks: int, up_to: float = math.inf) -> Candidate:
