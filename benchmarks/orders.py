@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 import hadacore
-from hadacore.benchmarking.accuracy import error_ratio
+from hadacore.benchmarking.accuracy import error_ratio, exact_transform
 from hadacore.benchmarking.copy import time_copy
 from hadacore.benchmarking.provenance import provenance
 from hadacore.benchmarking.timing import COLD, Arena, time_operation
 from hadacore.matrices import factor
-from hadacore.matrices.orders import base_matrix
 
 DIMENSIONS = (
     80, 96, 112, 160, 192, 576, 768, 896, 960, 1152, 1408, 1536, 2304, 2560, 2880, 3072, 3584, 3840, 4608, 4864, 5120, 5376, 5632,
@@ -31,19 +30,6 @@ DIMENSIONS = (
 FEW_ROWS = (11008, 14336, 18944, 28672)
 LARGE = (1 << 16, 1 << 20, 1 << 26)
 FIELDS = ("dtype", "dimension", "base_order", "rows", "copy_us", "copy", "hadacore_us", "ratio", "error_ratio")
-
-
-def exact(x: torch.Tensor) -> torch.Tensor:
-    """The transform in float64, factor by factor."""
-    matrix = factor(x.shape[-1])
-    base = torch.tensor(base_matrix(matrix), dtype=torch.float64, device=x.device)
-    y = base @ x.double().view(-1, matrix.base_order, 1 << matrix.log2)
-    left = matrix.log2 // 2
-    low, high = (
-        hadacore.hadamard_matrix(1 << k, dtype=torch.float64, device=x.device) for k in (left, matrix.log2 - left)
-    )
-    y = high @ y.reshape(-1, 1 << (matrix.log2 - left), 1 << left) @ low
-    return y.view(x.shape) * x.shape[-1] ** -0.5
 
 
 def main() -> None:
@@ -64,7 +50,7 @@ def main() -> None:
             workload = workload.rows_of(n)
             us = time_operation(lambda x, y: hadacore.hadamard_transform(x, out=y), workload)
             x = torch.randn(min(16, 2**26 // n), n, device="cuda").to(dtype)
-            error = error_ratio(hadacore.hadamard_transform(x), exact(x)) if n < 2**26 else float("nan")
+            error = error_ratio(hadacore.hadamard_transform(x), exact_transform(x)) if n < 2**26 else float("nan")
             line = (str(dtype).removeprefix("torch."), n, factor(n).base_order, rows, f"{copy_us:.3f}", copy, f"{us:.3f}",
                     f"{us / copy_us:.4f}", f"{error:.6f}")  # fmt: skip
             lines.append((*line, *origin.values()))

@@ -28,7 +28,7 @@ from hadacore.backends.cuda import compiler
 from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
 from hadacore.backends.cuda.quantize import PrologueOperands, ScaleMatrix
 from hadacore.benchmarking import provenance
-from hadacore.benchmarking.accuracy import error_ratio
+from hadacore.benchmarking.accuracy import error_ratio, exact_transform
 from hadacore.benchmarking.copy import time_copy, time_narrower_copy
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import COLD, Arena, Operation, time_operation
@@ -48,7 +48,6 @@ from hadacore.kernels.configurations import (
 from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of, scale_factor
 from hadacore.kernels.source import constants, kernel_source
 from hadacore.matrices import factor
-from hadacore.matrices.orders import base_matrix
 from hadacore.prologues import GatedActivation
 
 Configuration = KernelConfiguration | BaseConfiguration
@@ -197,24 +196,13 @@ def operation(c: Configuration, rows: int, quantizer: Quantizer | None) -> Opera
     return run
 
 
-def exact(x: torch.Tensor) -> torch.Tensor:
-    """The transform in float64, factor by factor."""
-    matrix = factor(x.shape[-1])
-    base = torch.tensor(base_matrix(matrix), dtype=torch.float64, device=x.device)
-    y = base @ x.double().view(-1, matrix.base_order, 1 << matrix.log2)
-    for bit in range(matrix.log2):
-        pairs = y.view(-1, 2, 1 << bit)
-        y = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1)
-    return y.view(x.shape) * x.shape[-1] ** -0.5
-
-
 def is_right(c: Configuration, x: torch.Tensor, quantizer: Quantizer | None, expected: torch.Tensor | None) -> bool:
     """Whether 40 rows are transformed, or quantized, as they should be."""
     rows, y = min(40, x.shape[0]), torch.full_like(x[:40], float("nan"))
     operation(c, rows, quantizer)(x[:rows], y)
     torch.cuda.synchronize()
     if quantizer is None:
-        return error_ratio(y[:rows], exact(x[:rows])) < (1.002 if c.element_code != 2 else 12)
+        return error_ratio(y[:rows], exact_transform(x[:rows])) < (1.002 if c.element_code != 2 else 12)
     codes = y.view(torch.uint8).flatten()[: rows * c.size].clone()
     return expected is None or float((codes != expected).double().mean()) < 2e-3
 

@@ -105,17 +105,6 @@ def device_at_hand() -> torch.device:
 # ---- in a worker ------------------------------------------------------------------------------------------
 
 
-def _exact(x: torch.Tensor, size: int) -> torch.Tensor:
-    from hadacore.benchmarking.accuracy import exact_transform
-    from hadacore.matrices.orders import base_matrix
-
-    found = factor(size)
-    values = exact_transform(x.double().view(-1, size // found.base_order), 1.0)
-    base = torch.tensor(base_matrix(found), dtype=torch.float64, device=x.device)
-    panels = values.view(-1, found.base_order, size // found.base_order)
-    return torch.einsum("ij,bjk->bik", base, panels).reshape(x.shape) * size**-0.5
-
-
 def _operation(job: Job, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
     from hadacore.backends.triton.launch import base_for, launch
 
@@ -130,7 +119,7 @@ def _operation(job: Job, device: torch.device) -> Callable[[torch.Tensor, torch.
 
 def check(job: Job, device: torch.device) -> Job:
     """The error of a candidate; raises where it is wrong."""
-    from hadacore.benchmarking.accuracy import error_ratio
+    from hadacore.benchmarking.accuracy import error_ratio, exact_transform
 
     size, dtype = job["size"], BY_NAME[job["dtype"]].dtype
     run = _operation(job, device)
@@ -138,7 +127,7 @@ def check(job: Job, device: torch.device) -> Job:
     x = torch.randn(max(5, min(2053, 2**18 // size + 1)), size, device=device).to(dtype)
     y = torch.full_like(x, math.nan)
     run(x, y)
-    ratio = error_ratio(y, _exact(x, size))
+    ratio = error_ratio(y, exact_transform(x))
     if not ratio <= ERROR_LIMITS[job["dtype"]]:
         raise ValueError(f"wrong: error ratio {ratio:.6g}")
     alone = torch.empty_like(x[:1])

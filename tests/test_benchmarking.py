@@ -55,7 +55,7 @@ def test_error_ratio_of_representable_results() -> None:
     assert accuracy.relative_error(torch.ones(2), torch.zeros(2)) == pytest.approx(2**0.5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 64, 256, 512, 4096])
+@pytest.mark.parametrize("size", [1, 2, 64, 256, 512, 4096, 12, 28 * 16, 428 * 2, 148 * 512, 20 * 1024])
 def test_exact_transform_is_the_definition(size: int) -> None:
     x = torch.randn(3, size, dtype=torch.float64)
     torch.testing.assert_close(accuracy.exact_transform(x), oracle.transform(x), rtol=1e-12, atol=1e-12)

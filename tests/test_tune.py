@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
-import torch
 
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
@@ -15,7 +14,6 @@ from hadacore.kernels.configurations import BEFORE_EXCHANGE
 from hadacore.kernels.fusion import fused_prologue, fusion_of
 from hadacore.kernels.stages import stages_of
 from hadacore.prologues import GatedActivation
-from tests import oracle
 from tests.benchmarks import load_benchmark
 
 
@@ -57,8 +55,3 @@ def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, s
         assert configuration.size == size and configuration.fusion == fusion and configuration.runs_on(architecture)
     for configuration in found[len(set(mine)) :]:
         assert configuration.minimum_blocks <= architecture.blocks_that_fit(configuration.shared_bytes)
-
-
-def test_the_float64_transform_that_candidates_are_held_to(tune_kernels: ModuleType) -> None:
-    x = torch.randn(3, 28 * 16, dtype=torch.float64)
-    torch.testing.assert_close(tune_kernels.exact(x), oracle.transform(x), rtol=1e-13, atol=1e-13)

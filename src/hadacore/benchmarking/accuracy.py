@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from hadacore.matrices import hadamard_matrix
+from hadacore.matrices import factor, hadamard_matrix
 
 _SPLIT = 256  # sizes above are transformed as a product of smaller matrices, which is as exact and much faster
 
@@ -22,16 +22,17 @@ _SPLIT = 256  # sizes above are transformed as a product of smaller matrices, wh
 def exact_transform(x: Tensor, scale: float | None = None) -> Tensor:
     """The transform of the last dimension in float64, by its definition: products with the matrix.
 
-    Uses :math:`H_{ab} = H_a \\otimes H_b`, one factor of at most 256 at a time.
+    Uses :math:`H_{ab} = H_a \\otimes H_b`, the base matrix and one factor of at most 256 at a time.
     """
     n = x.shape[-1]
+    order, columns = factor(n).base_order, 1 << factor(n).log2
     values, inner = x.double(), 1
     while inner < n:
-        factor = min(n // inner, _SPLIT)
-        values = values.reshape(x.numel() // (factor * inner), factor, inner)
-        matrix = hadamard_matrix(factor, dtype=torch.float64, device=x.device)
-        values = matrix @ values if inner > 1 else values.squeeze(2) @ matrix
-        inner *= factor
+        outer = min(columns // inner, _SPLIT) if inner < columns else order
+        values = values.reshape(x.numel() // (outer * inner), outer, inner)
+        matrix = hadamard_matrix(outer, dtype=torch.float64, device=x.device)
+        values = matrix @ values if inner > 1 else values.squeeze(2) @ matrix.T
+        inner *= outer
     return values.reshape(x.shape) * (n**-0.5 if scale is None else scale)
 
 
