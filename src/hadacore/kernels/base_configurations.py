@@ -318,7 +318,7 @@ _PROLOGUE_HOPPER = (
 
 def _row_of_table(c: BaseConfiguration, fusion: Fusion | None) -> _Row | None:
     """The line for a configuration's groups, columns and tiles."""
-    lines = _SIXTEEN_BIT_HOPPER
+    lines: tuple[_Row, ...] = _SIXTEEN_BIT_HOPPER
     if fusion is not None:
         lines = (_QUANTIZING_HOPPER if fusion.prologue is None else _PROLOGUE_HOPPER) + lines
     for row in lines:
