@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from hadacore.elements import BY_CUDA_CODE
@@ -43,11 +43,14 @@ class HeadsConfiguration:
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
 
-    threads: int = field(default=32 * 8, init=False, repr=False, compare=False)
-
     def __post_init__(self) -> None:
         if not self.takes(self.heads, 1 << self.log2_size):
             raise ValueError(f"a token of {self.heads} heads must be whole tiles: {self}")
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
 
     @staticmethod
     def takes(heads: int, size: int) -> bool:

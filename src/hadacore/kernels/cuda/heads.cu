@@ -13,7 +13,7 @@
 constexpr int kTokenElements = HEADS * kSize;
 constexpr int kWarpElements = WARP_TILES * kTileElements;
 constexpr int kTokenWarps = kTokenElements / kWarpElements;
-constexpr int kVectors = WARP_TILES * kTileVectors;              // of a lane, of one token
+constexpr int kVectors = WARP_TILES * kTileVectors;         // of a lane, of one token
 constexpr int kAccessElements = 32 * kVectorElements;       // from one of them to the next
 constexpr int kScaleElements = kSize * (HEADS / KV_HEADS);  // neighbours in a token that share a scale
 static_assert(kTokenElements % kWarpElements == 0, "a token is whole warps");
@@ -124,8 +124,8 @@ struct Turns {
 };
 #endif
 
-// `y`: codes, or with MEASURES the places of a u32 for each (batch, kv head), 0 before. `rows`: heads of all tokens. `scale_rows`: tokens of a
-// sequence.
+// `y`: codes, or with MEASURES the places of a u32 for each (batch, kv head), 0 before. `rows`: heads of all tokens.
+// `scale_rows`: tokens of a sequence.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   const int lane = threadIdx.x % 32;
   const u32 worker = blockIdx.x * WARPS + shfl_sync_idx((u32)threadIdx.x / 32, 0);
@@ -166,8 +166,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   u32 done = 0;
   while (done < count) {
     heads.enter(token_of(done), tokens_of_sequence);
-    heads.clear();
-    if (!MEASURES) heads.load_scales(quantizer, first <= heads.begin, lane);
+    if (MEASURES) heads.clear();
+    else heads.load_scales(quantizer, first <= heads.begin, lane);
     const u32 in_sequence = MEASURES ? heads.end - (first + done) : first + count - done - heads.begin;
     const u32 end = done + in_sequence < count ? done + in_sequence : count;
 #if PROLOGUE
