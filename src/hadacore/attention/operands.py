@@ -18,6 +18,7 @@ from hadacore.functional import hadamard_transform
 from hadacore.matrices import hadamard_matrix
 from hadacore.prologues import Prologue, RotaryEmbedding
 from hadacore.quantization import prologue_reference, rounding
+from hadacore.quantization.query_key import rotate_and_quantize_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +139,13 @@ def _by_operator(
     x: Tensor, kv_heads: int, recipe: AttentionRecipe, rotate: bool, signs: Tensor | None, rope: Prologue | None
 ) -> Operand:
     """FP8 by the operator that :func:`hadacore.quantize_query_key` runs, rotated or not."""
-    interleaved = rope is not None and rope.description == RotaryEmbedding(True)
-    tables = [] if rope is None else list(rope.operands)
+    assert recipe.format is not None
     signs = None if signs is None or not rotate else signs.to(x.dtype)
-    codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
-        x, recipe.format, kv_heads, recipe.granularity == PER_TOKEN, None, 1.0, x.shape[3] ** -0.5 if rotate else 1.0,
-        signs, interleaved, tables, rotate,
-    )  # fmt: skip
-    return Operand(codes, scales)
+    factor = x.shape[3] ** -0.5 if rotate else 1.0
+    granularity = recipe.granularity
+    return Operand(
+        *rotate_and_quantize_heads(x, kv_heads, recipe.format, granularity, factor, signs, rope, rotate=rotate)
+    )
 
 
 def _prepare_one(

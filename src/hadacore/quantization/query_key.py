@@ -127,18 +127,28 @@ def quantize_query_key(
     for name, x, scale in (("q_scale", q, q_scale), ("k_scale", k, k_scale)):
         given = _check_given(name, scale, x, kv_heads, granularity)
         signs_of_x = None if signs is None else checks.check_signs(signs, x)
-        interleaved = rope is not None and rope.description == RotaryEmbedding(True)
-        operands = [] if rope is None else list(rope.operands)
-        codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
-            x, format, kv_heads, granularity == PER_TOKEN, given, clip, factor, signs_of_x, interleaved, operands
+        results.append(
+            rotate_and_quantize_heads(x, kv_heads, format, granularity, factor, signs_of_x, rope, given, clip)
         )
-        results.append((codes, scales))
     (q_codes, q_descale), (k_codes, k_descale) = results
     if key_cache is not None and slot_mapping is not None:
         write_paged_cache(k_codes.flatten(0, 1), slot_mapping, key_cache)
         if scale_cache is not None:
             write_paged_cache(k_descale.flatten(0, 1), slot_mapping, scale_cache)
     return QuantizedQueryKey(q_codes, k_codes, q_descale, k_descale)
+
+
+def rotate_and_quantize_heads(
+    x: Tensor, kv_heads: int, format: str, granularity: str, factor: float, signs: Tensor | None, rope: Prologue | None,
+    scale: Tensor | None = None, clip_ratio: float = 1.0, *, rotate: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Codes and scales of heads by the operator, arguments checked; ``rotate=False`` multiplies by ``factor`` alone."""
+    interleaved = rope is not None and rope.description == RotaryEmbedding(True)
+    operands = [] if rope is None else list(rope.operands)
+    codes, scales = torch.ops.hadacore.hadamard_quantize_heads(
+        x, format, kv_heads, granularity == PER_TOKEN, scale, clip_ratio, factor, signs, interleaved, operands, rotate
+    )
+    return codes, scales
 
 
 def _check_heads(q: Tensor, k: Tensor, rope: Prologue | None) -> int:
