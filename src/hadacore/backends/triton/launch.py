@@ -70,8 +70,10 @@ def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuratio
     return choose_base(order, log2_columns, product, amd, shared_bytes(x.device), base is not None)
 
 
-def base_for(x: Tensor, configuration: Configuration) -> Tensor | None:
-    """The library's base matrix that a configuration reads, or None where it reads none."""
+def base_for(x: Tensor, configuration: Configuration, base: Tensor | None = None) -> Tensor | None:
+    """The base matrix that a configuration reads: the caller's in zeros, the library's, or None where it reads none."""
+    if base is not None:
+        return in_zeros(base)
     if configuration.kernel != "panel" or configuration.product == SYLVESTER:
         return None
     # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
@@ -127,7 +129,7 @@ def launch(
         scale: Factor of the result.
         signs: Contiguous, ``(k * size,)``, or None.
         inverse: Whether the base is transposed and the signs come after.
-        base: ``(m, m)`` of a panel that reads one, in zeros as :func:`~hadacore.backends.triton.bases.in_zeros` has it.
+        base: ``(m, m)`` of a panel that reads one, from :func:`base_for`.
         strides: Where rows start; None where x and out are contiguous.
         epilogue: STORE, or what makes codes.
         scales: fp32, one for each row, written by an epilogue that makes codes.
@@ -198,7 +200,7 @@ def transform(
     if signs is not None:
         signs = signs.contiguous()
     configuration = configuration_for(x, size, base)
-    base = base_for(x, configuration) if base is None else in_zeros(base)
+    base = base_for(x, configuration, base)
     strides = None
     if not (x.is_contiguous() and out.is_contiguous()):
         strides = row_strides(x, out, size)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hadacore.backends.triton.bases import in_zeros
 from hadacore.backends.triton.configurations import LARGEST_FUSED_ORDER
 from hadacore.backends.triton.launch import (
     TO_E4M3,
@@ -85,9 +84,8 @@ def quantize(
     scales = torch.empty((x.numel() // n, 1), dtype=torch.float32, device=x.device)
     if x.numel():
         configuration = configuration_for(x, n, base)
-        base = base_for(x, configuration) if base is None else in_zeros(base)
         launch(
-            configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse, base,
-            epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
+            configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
+            base_for(x, configuration, base), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
         )  # fmt: skip
     return codes.view(quantizer.format.codes_dtype), scales
