@@ -17,7 +17,7 @@ import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -229,9 +229,8 @@ def main() -> None:
         prologue = fused_prologue(GatedActivation("silu", "gate_up"), size) if arguments.prologue else None
         fusion = None if quantizer is None else fusion_of(quantizer, size, False, prologue)
         quantizers[size] = quantizer
-        found = all_candidates(element.cuda_code, size, fusion, architecture)
-        mine = set(of_table(element.cuda_code, size, fusion, architecture))
-        jobs += [(size, c in mine, c) for c in found]
+        mine = of_table(element.cuda_code, size, fusion, architecture)
+        jobs += [(size, c in mine, c) for c in all_candidates(element.cuda_code, size, fusion, architecture)]
     resources = compile_all([c for _, _, c in jobs], architecture.name, arguments.out / "kernel-resources.json")
     print(f"compiled {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)
     if arguments.compile_only:
@@ -240,6 +239,8 @@ def main() -> None:
     device = torch.device("cuda", 0)
     arena = Arena(element.dtype, device, reads * (max(counts) + 2**17))
     made_with = provenance.provenance(device)
+    of_all = {name: made_with[name] for name in ("gpu", "commit", "torch")}
+    of_all |= {"dtype": arguments.dtype, "format": arguments.format, "prologue": str(int(arguments.prologue))}
     lines: list[dict[str, object]] = []
     order = sorted(range(len(jobs)), key=lambda i: (not jobs[i][1], resources[i][1] > 0))
     copies: dict[int, float] = {}
@@ -272,18 +273,22 @@ def main() -> None:
                 narrow = quantizer is not None
                 copies[rows * size] = time_narrower_copy(workload, 2 * reads) if narrow else time_copy(workload)[0]
             us, copy_us = time_operation(operation(c, rows, quantizer), workload), copies[rows * size]
-            columns = c.log2_size if isinstance(c, BaseConfiguration) else 0
             lines.append(
                 {
-                    "gpu": made_with["gpu"], "commit": made_with["commit"], "torch": made_with["torch"],
-                    "dtype": arguments.dtype, "size": size, "format": arguments.format, "prologue": int(arguments.prologue),
-                    "of_table": int(is_of_table), "elements": count, "us": f"{us:.3f}", "copy_us": f"{copy_us:.3f}",
-                    "ratio": f"{us / copy_us:.4f}", "registers": resources[i][0], "spilled_bytes": resources[i][1],
-                    "minimum_blocks": c.minimum_blocks, "programmatic": c.programmatic, "columns": columns,
-                    "configuration": str(c),
+                    **of_all, "size": size, "of_table": int(is_of_table), "elements": count, "us": f"{us:.3f}",
+                    "copy_us": f"{copy_us:.3f}", "ratio": f"{us / copy_us:.4f}", "registers": resources[i][0],
+                    "spilled_bytes": resources[i][1], "minimum_blocks": c.minimum_blocks, "programmatic": c.programmatic,
+                    "columns": c.log2_size if isinstance(c, BaseConfiguration) else 0, "configuration": str(c),
                 }
             )  # fmt: skip
-    for size, count in itertools.product(quantizers, counts):
+    print_best(lines, quantizers, counts)
+    write_csv(arguments.out / "kernel-candidates.csv", COLUMNS, lines)
+    print(f"{len(lines)} lines, {wrong} wrong, {time.monotonic() - start:.0f} s")
+
+
+def print_best(lines: list[dict[str, object]], sizes: Iterable[int], counts: list[int]) -> None:
+    """The fastest of each size and element count, beside the table's."""
+    for size, count in itertools.product(sizes, counts):
         mine = [line for line in lines if line["size"] == size and line["elements"] == count]
         mine.sort(key=lambda line: float(str(line["us"])))
         table = min((float(str(line["ratio"])) for line in mine if line["of_table"]), default=float("nan"))
@@ -293,8 +298,6 @@ def main() -> None:
                 f"    {line['ratio']} {line['configuration']}, {line['minimum_blocks']} blocks, {line['registers']} registers, "
                 f"{line['spilled_bytes']} spilled, programmatic {line['programmatic']}"
             )
-    write_csv(arguments.out / "kernel-candidates.csv", COLUMNS, lines)
-    print(f"{len(lines)} lines, {wrong} wrong, {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":
