@@ -218,6 +218,11 @@ __device__ __forceinline__ void cp_async_cg_16(u32 shared_address, const void* a
   emulator::start_copy(shared_address, address, __func__);
 }
 
+__device__ __forceinline__ void cp_async_cg_16_or_zeros(u32 shared_address, const void* address, bool read) {
+  if (read) emulator::start_copy(shared_address, address, __func__);
+  else st_shared_v4_b32(shared_address, make_uint4(0, 0, 0, 0));
+}
+
 // Groups do not matter as long as the only wait is for all of them, committed or not.
 __device__ __forceinline__ void cp_async_commit_group() {}
 

@@ -109,8 +109,12 @@ __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place
   return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
 }
 
-// Calls `visit(unit, place, address, source)` for the vectors of a stage that this thread copies, `source` being null where
-// there is no such row. A thread keeps its chunk, so that both addresses advance by constants.
+// A block has work for its first unit, so a unit of one row that is alone in its block is always there.
+constexpr bool kRowsExist = UNITS == 1 && kUnitRows == 1;
+
+// Calls `visit(unit, place, address, source, exists)` for the vectors of a stage that this thread copies; there is no row where
+// `exists` is false, and no vector in memory where they are gathered. A thread keeps its chunk, so that both addresses advance
+// by constants.
 template <typename Visit>
 __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u32 stage, Visit visit) {
   constexpr int kAcross = kChunks < kThreads ? kChunks : kThreads;
@@ -125,25 +129,30 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
       const i64 unit = first_unit + slot;
       const int column = chunk * kVectorElements;
       const i64 row = row_of(unit, column);
-      const char* source = kGathered || row >= r.rows ? nullptr : element_of_x(r, row, offset_in_row(first_i, column));
+      const bool exists = kRowsExist || row < r.rows;
+      const char* source = kGathered ? r.x : element_of_x(r, exists ? row : 0, offset_in_row(first_i, column));
 #pragma unroll (kTimes <= 16 ? kTimes : 8)
       for (int n = 0; n < kTimes; ++n) {
         const Place place = {first_i + n * kAtOnce, chunk};
-        if (ORDER % kAtOnce == 0 || place.i < ORDER)
-          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source == nullptr ? source : source + n * (kAtOnce * kColumns * kElementBytes));
+        if ((n + 1) * kAtOnce <= ORDER || place.i < ORDER)
+          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source + n * (kAtOnce * kColumns * kElementBytes), exists);
       }
     }
   }
 }
 
-// Start to copy the units of a stage.
+// Start to copy the units of a stage; zeros where there is no row.
 __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
-  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
-    if (source != nullptr) cp_async_cg_16(address, source);
-    else st_shared_v4_b32(address, PROLOGUE ? make_uint4(0, 0, 0, 0) : load_place(r, unit, place));
+  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+    if (kGathered) {
+      st_shared_v4_b32(address, load_place(r, unit, place));
+      return;
+    }
+    if (kRowsExist) cp_async_cg_16(address, source);
+    else cp_async_cg_16_or_zeros(address, source, exists);
     if (!PROLOGUE) return;
-    if (source != nullptr) cp_async_cg_16(address + kPanelBytes, source + r.second);
-    else st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));
+    if (kRowsExist) cp_async_cg_16(address + kPanelBytes, source + r.second);
+    else cp_async_cg_16_or_zeros(address + kPanelBytes, source + r.second, exists);
   });
   cp_async_commit_group();
 }
@@ -175,13 +184,13 @@ __device__ __forceinline__ void activate(u32 address, uint4 signs) {
 __device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 stage) {
   cp_async_wait_all();
 #if PROLOGUE
-  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
-    if (source != nullptr) activate(address, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
+  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+    if (exists) activate(address, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
   });
 #endif
   if (!PROLOGUE && SIGNS == SIGNS_BEFORE && !kGathered) {
-    each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source) {
-      if (source != nullptr) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
+    each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+      if (exists) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
     });
   }
 #if WGMMA

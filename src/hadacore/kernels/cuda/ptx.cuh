@@ -129,6 +129,11 @@ __device__ __forceinline__ void cp_async_cg_16(u32 shared_address, const void* a
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(shared_address), "l"(address) : "memory");
 }
 
+// The same, or 16 bytes of zeros and nothing read.
+__device__ __forceinline__ void cp_async_cg_16_or_zeros(u32 shared_address, const void* address, bool read) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(shared_address), "l"(address), "r"(read ? 16 : 0) : "memory");
+}
+
 __device__ __forceinline__ void cp_async_commit_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
