@@ -12,6 +12,14 @@ constexpr u32 kInfinityBits = 0x7f800000u;
 constexpr u32 kNaNBits = 0x7fc00000u;
 constexpr float kSmallestScale = 0x1p-126f;
 
+// The correctly rounded reciprocal of a scale that is made here, between 2^-126 and 2^126 (the largest float over 6) or NaN: the
+// estimate and a step of Newton's method, which is what rcp.rn.f32 does there. For the rest that has a call, and with a call
+// in it a kernel that wgmma leaves few registers waits for every single wgmma (message C7512).
+__device__ __forceinline__ float reciprocal_of_scale(float scale) {
+  const float estimate = rcp_approx_f32(scale);
+  return fma_rn_f32(estimate, fma_rn_f32(-estimate, scale, 1.f), estimate);
+}
+
 struct BlockScale {
   float reciprocal;  // NaN, if the block holds NaN or infinity
   u32 code;          // fp32 bits, or one byte
@@ -34,7 +42,7 @@ struct Quantizer {
       s = {given_reciprocal, 0};
     } else if (SCALE_TYPE == FP32_SCALES || SCALE_TYPE == HEAD_SCALES) {
       const float scale = exists ? max_f32(mul_rn_f32(largest, factor), kSmallestScale) : mov_f32_b32(kNaNBits);
-      s.reciprocal = rcp_rn_f32(scale);
+      s.reciprocal = reciprocal_of_scale(scale);
       s.code = mov_b32_f32(scale);
     } else if (SCALE_TYPE == E8M0_SCALES) {
       constexpr u32 kLargestExponent = ENCODING == E4M3 ? 8 : 2;
@@ -49,7 +57,7 @@ struct Quantizer {
       float decoded = e4m3_value(byte);
       if (GLOBAL_SCALE) decoded = max_f32(mul_rn_f32(decoded, given), kSmallestScale);
       s.code = exists ? byte : 0x7f;
-      s.reciprocal = exists ? rcp_rn_f32(decoded) : mov_f32_b32(kNaNBits);
+      s.reciprocal = !exists ? mov_f32_b32(kNaNBits) : GLOBAL_SCALE ? rcp_rn_f32(decoded) : reciprocal_of_scale(decoded);
     }
     return s;
   }
