@@ -95,6 +95,7 @@ u32 half_bits(float v);
 u32 bfloat16_bits(float v);
 u32 float8_bits(float v, int mantissa, int bias, double maximum);
 float reciprocal(float v);
+float flush_subnormal(float v);
 float square_root(float v);
 float power_of_two(float v);
 float error_function(float v);
@@ -338,8 +339,9 @@ __device__ __forceinline__ float mul_rn_f32(float a, float b) { return a * b; }
 __device__ __forceinline__ float add_rn_f32(float a, float b) { return a + b; }
 __device__ __forceinline__ float fma_rn_f32(float a, float b, float c) { return (float)__builtin_fma((double)a, (double)b, (double)c); }
 __device__ __forceinline__ float sqrt_rn_f32(float v) { return emulator::square_root(v); }
-__device__ __forceinline__ float ex2_approx_f32(float v) { return emulator::power_of_two(v); }
+__device__ __forceinline__ float ex2_approx_ftz_f32(float v) { return emulator::flush_subnormal(emulator::power_of_two(emulator::flush_subnormal(v))); }
 __device__ __forceinline__ float rcp_approx_f32(float v) { return emulator::reciprocal(v); }
+__device__ __forceinline__ float rcp_approx_ftz_f32(float v) { return emulator::flush_subnormal(emulator::reciprocal(emulator::flush_subnormal(v))); }
 __device__ __forceinline__ float rcp_rn_f32(float v) { return emulator::reciprocal(v); }
 __device__ __forceinline__ float min_f32(float a, float b) { return a != a ? b : b != b ? a : a < b ? a : b; }
 __device__ __forceinline__ float max_f32(float a, float b) { return a != a ? b : b != b ? a : a > b ? a : b; }

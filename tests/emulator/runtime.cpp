@@ -416,6 +416,7 @@ u32 half_bits(float v) { return half_from_float(v); }
 u32 bfloat16_bits(float v) { return bfloat16_from_float(v); }
 u32 float8_bits(float v, int mantissa, int bias, double maximum) { return float8_from_float(v, mantissa, bias, maximum); }
 float reciprocal(float v) { return 1.f / v; }
+float flush_subnormal(float v) { return __builtin_fabsf(v) < 0x1p-126f ? __builtin_copysignf(0.f, v) : v; }
 float square_root(float v) { return std::sqrt(v); }
 float power_of_two(float v) { return std::exp2(v); }
 float error_function(float v) { return std::erf(v); }

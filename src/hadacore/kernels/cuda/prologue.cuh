@@ -33,13 +33,14 @@ __device__ __forceinline__ VectorValues values_of(uint4 vector) {
 }
 
 // g / (1 + exp(-u)). The hardware's exponential and reciprocal are good to 2^-22, but the argument of the former is rounded:
-// an error of |u| 2^-24, which float32 input gets rid of.
+// an error of |u| 2^-24, which float32 input gets rid of. The power may be 0 below 2^-126, where 1 is added to it; the
+// reciprocal may for 16-bit input, whose u then is -87.3 or less and the result below 2^-119.
 __device__ __forceinline__ float times_sigmoid(float g, float u) {
   constexpr float kLog2E = 1.4426950408889634f;
   const float exponent = -u * kLog2E;
-  float power = ex2_approx_f32(exponent);
+  float power = ex2_approx_ftz_f32(exponent);
   if (!kSixteenBit && power < 0x1p126f) power += power * 0.69314718f * fma_rn_f32(-u, kLog2E, -exponent);
-  return g * rcp_approx_f32(1.f + power);
+  return g * (kSixteenBit ? rcp_approx_ftz_f32(1.f + power) : rcp_approx_f32(1.f + power));
 }
 
 __device__ __forceinline__ float activation(float g) {

@@ -299,10 +299,10 @@ __device__ __forceinline__ float sqrt_rn_f32(float v) {
   return root;
 }
 
-// ex2.approx.f32: 2^v to two units in the last place.
-__device__ __forceinline__ float ex2_approx_f32(float v) {
+// ex2.approx.ftz.f32: 2^v to two units in the last place; 0 below 2^-126.
+__device__ __forceinline__ float ex2_approx_ftz_f32(float v) {
   float power;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(power) : "f"(v));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
   return power;
 }
 
@@ -310,6 +310,13 @@ __device__ __forceinline__ float ex2_approx_f32(float v) {
 __device__ __forceinline__ float rcp_approx_f32(float v) {
   float reciprocal;
   asm("rcp.approx.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return reciprocal;
+}
+
+// rcp.approx.ftz.f32: the same, 0 below 2^-126. A third of the instructions.
+__device__ __forceinline__ float rcp_approx_ftz_f32(float v) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
   return reciprocal;
 }
 
