@@ -98,28 +98,29 @@ def with_base(code: int, order: int, log2_columns: int) -> Iterator[BaseConfigur
             continue
         plain = BaseConfiguration(code, dense, merged, log2_size, order_tiles)
         small = order_tiles * plain.groups <= 4  # from global memory as well as by panels; mma.sync as well as wgmma
-        for wgmma, tiles, stages in itertools.product((False, True), (1, 2, 3, 4), (0, 1, 2)):
+        products = [(False, False), (True, False), *([(True, True)] if plain.log2_size >= plain.log2_group else [])]
+        for (wgmma, wide), tiles, stages in itertools.product(products, (1, 2, 3, 4), (0, 1, 2)):
             warps = -(-order_tiles // tiles)
             splits = -(-warps // 16)
             warps = -(-warps // splits)
             if wgmma:
                 warps = -(-warps // 4) * 4
             accumulators = 32 * tiles * plain.groups
-            if accumulators > 128 or (stages < 2 and not small) or (tiles == 4 and plain.groups > 1):
+            if accumulators > 192 or (stages < 2 and not small) or (tiles == 4 and plain.groups > 1):
                 continue
             if not wgmma and order_tiles * plain.groups > 14 and accumulators < 128:
                 continue  # twice as slow as wgmma wherever it was tried
-            units = max(1, 4 // warps) if stages == 0 or not wgmma else 1
-            threads = 32 * warps * units
-            most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
-            for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
-                try:
-                    yield replace(
-                        plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
-                        minimum_blocks=blocks, wgmma=wgmma,
-                    )  # fmt: skip
-                except ValueError:
-                    continue
+            for units in {1, max(1, 4 // warps)} if stages == 0 or not wgmma else {1}:
+                threads = 32 * warps * units
+                most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
+                for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
+                    try:
+                        yield replace(
+                            plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
+                            minimum_blocks=blocks, wgmma=wgmma, wide=wide,
+                        )  # fmt: skip
+                    except ValueError:
+                        continue
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:

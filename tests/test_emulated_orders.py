@@ -215,6 +215,20 @@ def test_large_float16_values_do_not_overflow_inside() -> None:
     _check(y, _dense(_matrix(c), 512, x) * 14336**-0.5, x, c)
 
 
+@pytest.mark.parametrize("log2_size", [6, 7])
+def test_narrow_and_wide_products_agree(log2_size: int) -> None:
+    """Two kernels for one transform: six column bits by wgmma, or four by mma.sync and the others by additions."""
+    x = torch.randn(5, 20 << log2_size).half()
+    both = []
+    for wide in (False, True):
+        c = BaseConfiguration(0, 20, 0, log2_size, 1, order_warps=4, stages=2, wgmma=True, wide=wide)
+        y = torch.full_like(x, float("nan"))
+        _kernel(c).run(x, y, x.shape[1] ** -0.5, 5, grid=2)
+        _check(y, _dense(_matrix(c), x.shape[1] // 20, x) * x.shape[1] ** -0.5, x, c)
+        both.append(y)
+    torch.testing.assert_close(both[0], both[1], rtol=2**-10, atol=1e-3)
+
+
 def test_no_bank_conflicts_in_the_panel() -> None:
     for size in (5120, 14336):
         matrix = factor(size)
@@ -230,6 +244,7 @@ def test_no_bank_conflicts_in_the_panel() -> None:
         ({"log2_size": 9}, "a warp holds 2.8 columns at most"),
         ({"tiles": 1, "order_warps": 1}, "the warps must hold all 2 tiles"),
         ({"wgmma": True}, "wgmma takes 16-bit panels"),
+        ({"wide": True}, "the wide second product is wgmma's"),
     ],
 )
 def test_configurations_that_cannot_be(changes: dict[str, int], message: str) -> None:

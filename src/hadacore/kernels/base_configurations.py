@@ -51,6 +51,8 @@ class BaseConfiguration:
         splits: Blocks that share the result rows of one unit.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
         wgmma: Products by wgmma, which reads the panel from shared memory; compute capability 9.0 only.
+        wide: With wgmma and whole groups of columns: the second product contracts all six column bits by wgmma too, rather than
+            four of them by mma.sync.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -71,6 +73,7 @@ class BaseConfiguration:
     splits: int = 1
     minimum_blocks: int = 1
     wgmma: bool = False
+    wide: bool = False
     base: int = BASE_SIGNS
     transposed: bool = False
     programmatic: int = AFTER_LOADS
@@ -98,9 +101,11 @@ class BaseConfiguration:
             raise ValueError(
                 f"wgmma takes 16-bit panels of 16 columns and more from shared memory, by groups of 4 warps: {self}"
             )
+        if self.wide and not (self.wgmma and self.log2_size >= self.log2_group):
+            raise ValueError(f"the wide second product is wgmma's, of whole groups of columns: {self}")
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
-        columns = 64 * 64 * 2 if self.wgmma and self.log2_size >= self.log2_group else 0
+        columns = 64 * 64 * 2 if self.wide else 0
         shared = self.stages * stage + columns
         if self.fusion is not None:
             shared = self._with_fusion(self.fusion, shared, stage)
@@ -109,7 +114,7 @@ class BaseConfiguration:
     def _with_fusion(self, fusion: Fusion, shared: int, stage: int) -> int:
         """Check that the quantizer's blocks fit, and return the bytes of shared memory with it."""
         vector = BY_CUDA_CODE[self.element_code].vector_elements
-        run = vector // 2 if self.wgmma and self.log2_size < self.log2_group else vector
+        run = vector // 2 if self.wgmma and not self.wide else vector
         if fusion.prologue is not None:
             if not fusion.prologue.gated or self.stages == 0:
                 raise ValueError(f"sizes with a base have gated activations only, of panels in shared memory: {self}")
@@ -205,6 +210,7 @@ class BaseConfiguration:
             "CLUSTER": self.cluster,
             "MIN_BLOCKS": self.minimum_blocks,
             "WGMMA": int(self.wgmma),
+            "WIDE": int(self.wide),
             "BASE": self.base,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -216,7 +222,7 @@ class BaseConfiguration:
         parts.append(f"{self.order_warps} x {self.units} warps/block")
         parts.append(("from global memory", "staged", "staged, next one prefetched")[self.stages])
         if self.wgmma:
-            parts.append("wgmma")
+            parts.append("wgmma, wide second product" if self.wide else "wgmma")
         if self.splits > 1:
             parts.append(f"{self.splits} blocks/row")
         if self.programmatic:
@@ -282,37 +288,50 @@ class _Row:
     splits: int = 1
     from_tiles: int = 1
     log2_sizes: tuple[int, int] = (0, MAXIMUM_LOG2_COLUMNS)  # from, to
+    wide: bool = True  # with wgmma, and columns enough
 
 
 # Many rows, measured on one H200 (2^25 and 2^23 elements, bfloat16, cold; docs/performance.md). One warp a row, or a few,
 # straight from global memory while the base is small; then panels in shared memory, one tile of 16 rows a warp and as many
 # blocks as fit, since blocks that are at different steps overlap products, additions and memory (60 x 64: 1.05 by five
-# blocks of 4 warps, 1.19 by two from global memory); then by as many warps as it takes.
+# blocks of 4 warps, 1.19 by two from global memory); then by as many warps as it takes. The second product is wide where the
+# Tensor Cores have time, for lanes store more elements side by side (docs/experiments.md).
 _SIXTEEN_BIT_HOPPER = (
     _Row(1, 1, 1, 1, 8, 0, 2),
     _Row(1, 2, 2, 1, 4, 2, 4, log2_sizes=(5, 5)), _Row(1, 2, 1, 2, 2, 0, 3),
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(4, 4)),
     _Row(1, 4, 1, 4, 1, 2, 6, True, from_tiles=3, log2_sizes=(4, 5)),
     _Row(1, 4, 1, 4, 1, 2, 5, True, from_tiles=4, log2_sizes=(6, 6)),
     _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
-    _Row(1, 5, 3, 2, 2, 2, 2), _Row(1, 8, 2, 4, 1, 2, 3, True), _Row(1, 12, 3, 4, 1, 2, 2, True),
+    _Row(1, 5, 3, 2, 1, 2, 4), _Row(1, 8, 2, 4, 1, 2, 3, True, wide=False),
+    _Row(1, 12, 3, 4, 1, 2, 2, True, log2_sizes=(4, 4)), _Row(1, 12, 3, 4, 1, 2, 3, True, wide=False),
     _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
     _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
-    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 4, True), _Row(2, 5, 1, 5, 1, 2, 3),
-    _Row(2, 8, 1, 8, 1, 2, 2, True), _Row(2, 12, 1, 12, 1, 2, 1, True), _Row(2, 16, 2, 8, 1, 2, 1, True),
-    _Row(2, 24, 1, 12, 1, 2, 1, True, 2), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
-    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True), _Row(4, 16, 1, 8, 1, 2, 1, True, 2),
+    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 4, True, wide=False),
+    _Row(2, 8, 1, 8, 1, 2, 2, True, wide=False), _Row(2, 12, 1, 12, 1, 2, 1, True, wide=False),
+    _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 24, 1, 12, 1, 2, 1, True, 2), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
+    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True, wide=False),
+    _Row(4, 12, 1, 12, 1, 2, 1, True, wide=False), _Row(4, 16, 1, 8, 1, 2, 1, True, 2, wide=False),
 )  # fmt: skip
 
 # With a quantizer, measured with FP8 codes and a scale per row; all else is as above.
 _QUANTIZING_HOPPER = (
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=3, log2_sizes=(4, 5)), _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4),
-    _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6), wide=False), _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
+    _Row(1, 12, 3, 4, 1, 2, 3, True, from_tiles=9, wide=False),
+    _Row(2, 5, 1, 5, 1, 2, 3, from_tiles=5), _Row(2, 8, 2, 4, 1, 2, 2, True, from_tiles=6),
+    _Row(4, 8, 1, 8, 1, 2, 1, True, from_tiles=5), _Row(4, 16, 1, 8, 1, 2, 1, True, 2, from_tiles=13),
 )  # fmt: skip
 # With a gated activation, whose result is two panels. One stage where more blocks then fit: 14336 took 130 us with two stages of
 # one block, 82 with one of two (2^25 elements).
 _PROLOGUE_HOPPER = (
-    _Row(1, 4, 2, 2, 1, 1, 4, from_tiles=3), _Row(1, 8, 2, 4, 1, 2, 3, True, from_tiles=5),
-    _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5), _Row(4, 4, 1, 4, 1, 1, 2, True),
+    _Row(1, 2, 2, 1, 4, 2, 3, log2_sizes=(5, 5)),
+    _Row(1, 4, 1, 4, 1, 1, 4, True, from_tiles=3, log2_sizes=(4, 5)),
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6)),
+    _Row(1, 4, 2, 2, 1, 1, 4, from_tiles=3), _Row(1, 5, 3, 2, 1, 1, 4, from_tiles=5),
+    _Row(1, 8, 2, 4, 1, 2, 3, True, from_tiles=6), _Row(1, 12, 3, 4, 1, 1, 3, True, from_tiles=9, wide=False),
+    _Row(2, 4, 1, 4, 1, 1, 4, True, from_tiles=3, wide=False), _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5, wide=False),
+    _Row(4, 4, 1, 4, 1, 1, 2, True), _Row(4, 8, 1, 8, 1, 1, 1, True, from_tiles=5, wide=False),
+    _Row(4, 12, 1, 12, 1, 1, 1, True, from_tiles=9, wide=False),
 )  # fmt: skip
 
 
@@ -344,7 +363,7 @@ def _generic_row(c: BaseConfiguration) -> _Row:
 def _with_row(c: BaseConfiguration, row: _Row) -> BaseConfiguration:
     return replace(
         c, tiles=row.tiles, order_warps=row.order_warps, units=row.units, stages=row.stages, splits=row.splits,
-        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma,
+        minimum_blocks=row.minimum_blocks, wgmma=row.wgmma, wide=row.wgmma and row.wide and c.log2_size >= c.log2_group,
     )  # fmt: skip
 
 
@@ -405,7 +424,8 @@ def base_candidates(
     for c in (*_fewer_rows(many), many):
         # Where shared memory does not hold two panels, one; where not even one, vectors come from global memory.
         while c.stages > 0 and not c.runs_on(architecture):
-            c = replace(c, stages=c.stages - 1, wgmma=c.wgmma and c.stages > 1)
+            by_wgmma = c.wgmma and c.stages > 1
+            c = replace(c, stages=c.stages - 1, wgmma=by_wgmma, wide=c.wide and by_wgmma)
         found.append(c)
     # Products of another kind would give other bits.
     found = [c for c in found if c.wgmma == found[-1].wgmma]

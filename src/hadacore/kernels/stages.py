@@ -117,13 +117,13 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
     split = f"{instruction} twice, accumulators as bfloat16 high + low"
     columns = range(c.log2_size)
     vector = c.log2_group - 3
-    if c.wgmma and c.log2_size >= 6:
+    if c.wide:
         stages.append(Stage(TENSOR_CORES_SPLIT, tuple(range(6)), "accumulators and lane bits 0 1", split))
         groups = [(REGISTERS, columns[6:], "which group of columns")]
     elif c.wgmma:
         split = split.replace(instruction, "mma.m16n8k16")
         stages.append(Stage(TENSOR_CORES_SPLIT, (0, 1, 2, 3), "accumulators and lane bits 0 1", split))
-        groups = [(REGISTERS, columns[4:], "which product")]
+        groups = [(REGISTERS, columns[4:6], "which product"), (REGISTERS, columns[6:], "which group of columns")]
     elif c.element_code != 2 and c.log2_size >= 6:
         stages.append(Stage(TENSOR_CORES_SPLIT, (0, 3, 4, 5), "accumulators and lane bits 0 1", split))
         groups = [(REGISTERS, range(1, 3), "which product"), (REGISTERS, columns[6:], "which group of columns")]

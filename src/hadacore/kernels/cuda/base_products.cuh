@@ -9,9 +9,13 @@ static_assert(!WGMMA || (kSixteenBit && (kDataParts == 1 || kPartsInPanels) && L
 constexpr bool kResident = kSixteenBit && kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
 constexpr bool kHeld = STAGES == 0 && kSteps * kGroups <= 4;  // all vectors are loaded before the first is used
 
-// Steps of K whose fragments are made before they are multiplied with.
-constexpr int kBatch = WGMMA && WARP_TILES * kGroups == 1 ? 8 : 4;
-using BaseSteps = BaseFragment[kBatch][WARP_TILES][kBaseParts];
+// Registers of a thread beside the accumulators of its products.
+constexpr int kMostRegisters = 65536 / (kThreads * MIN_BLOCKS) < 255 ? 65536 / (kThreads * MIN_BLOCKS) : 255;
+constexpr int kSpareRegisters = kMostRegisters - kResults * WARP_TILES * kGroups;
+// Steps of K whose products are under way at a time, by wgmma: their fragments take registers (9216 by three blocks: 1.27 with four
+// steps, 1.21 with two).
+constexpr int kInFlight = kSpareRegisters < 60 ? 1 : kSpareRegisters < 80 ? 2 : 4;
+constexpr int kWordSteps = 4;  // that one word of base_signs has the signs of
 using Accumulators = float[kVectorElements][4];
 
 // Which i of a step a lane's vector r is.
@@ -97,7 +101,7 @@ __device__ __forceinline__ void multiply_step(Accumulators (&value)[WARP_TILES][
   }
 }
 
-// The same by wgmma. Fragments live until the group of products that reads them has ended.
+// The same by wgmma. A fragment lives until the group of products that reads it has ended.
 #if WGMMA
 // Describes 16 rows of 64 elements at a shared address, in the 128-byte swizzle. Those n bytes on are n / 16 more.
 __device__ __forceinline__ u64 describe_matrix(u32 address) {
@@ -110,22 +114,17 @@ __device__ __forceinline__ void wgmma_base(Accumulators& d, const BaseFragment& 
   else wgmma_m64n64k16_f32_bf16(d, h.a[0], h.a[1], h.a[2], h.a[3], b, add);
 }
 
-__device__ __forceinline__ void wgmma_steps(Accumulators (&value)[WARP_TILES][kGroups], const BaseSteps& h, u64 panel, int first, int count) {
+__device__ __forceinline__ void wgmma_step(Accumulators (&value)[WARP_TILES][kGroups], const BaseFragment (&h)[WARP_TILES][kBaseParts], u64 panel, int step) {
   wgmma_fence();
 #pragma unroll
-  for (int s = 0; s < kBatch; ++s) {
-    if (s >= count) continue;
+  for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int tile = 0; tile < WARP_TILES; ++tile) {
-        const u64 b = panel + (group * kGroupBytes + (first + s) * 2048) / 16;
-        if (kPartsInPanels) wgmma_base(value[tile][group], h[s][tile][0], b + kPanelBytes / 16, first + s);  // the low parts
-        wgmma_base(value[tile][group], h[s][tile][0], b, first + s + kPartsInPanels);
-      }
+    for (int tile = 0; tile < WARP_TILES; ++tile) {
+      const u64 b = panel + (group * kGroupBytes + step * 2048) / 16;
+      if (kPartsInPanels) wgmma_base(value[tile][group], h[tile][0], b + kPanelBytes / 16, step);  // the low parts
+      wgmma_base(value[tile][group], h[tile][0], b, step + kPartsInPanels);
     }
   }
-  wgmma_commit_group();
 }
 #endif
 
@@ -136,46 +135,47 @@ __device__ __forceinline__ void order_after_wait(Accumulators& sum) {
   for (int i = 0; i < kResults; ++i) order_after(sum[i / 4][i % 4]);
 }
 
-// Hands the fragments of the warp's tiles to `multiply(first step, steps, fragments)`, a batch at a time. `steps` is a constant
-// once all is inlined.
-template <int WORDS, typename Multiply>
-__device__ __forceinline__ void apply_base(const Base& base, const u32 (&resident)[WARP_TILES][WORDS], int first_tile, int lane, Multiply multiply) {
+// Hands the fragments of the warp's tiles to `multiply(step, fragments)`, and calls `finish()` where all products so far must end:
+// if fragments are written while others of the same registers are read, the compiler makes every product wait for the one
+// before (message C7513). Steps are constants once all is inlined, but for those of many words.
+template <int WORDS, typename Multiply, typename Finish>
+__device__ __forceinline__ void apply_base(const Base& base, const u32 (&resident)[WARP_TILES][WORDS], int first_tile, int lane, Multiply multiply, Finish finish) {
+  BaseFragment h[WARP_TILES][kBaseParts];
 #if BASE == BASE_SIGNS
-  constexpr int kWords = kBatch / 4, kWhole = kSteps / kBatch, kRest = kSteps % kBatch;
-  u32 word[kWords][WARP_TILES], next[kWords][WARP_TILES];
-  const auto load = [&](u32 (&to)[kWords][WARP_TILES], int batch) {
+  constexpr int kWhole = kSteps / kWordSteps, kRest = kSteps % kWordSteps;
+  u32 word[WARP_TILES], next[WARP_TILES];
+  const auto load = [&](u32 (&to)[WARP_TILES], int index) {
+    if (index >= kWordsOfTile) return;
 #pragma unroll
-    for (int i = 0; i < kWords * WARP_TILES; ++i) {
-      const int w = batch * kWords + i / WARP_TILES, tile = i % WARP_TILES;
-      if (w < kWordsOfTile) to[i / WARP_TILES][tile] = kResident ? resident[tile][w % WORDS] : base.word(first_tile + tile, w, lane);
+    for (int tile = 0; tile < WARP_TILES; ++tile) to[tile] = kResident ? resident[tile][index % WORDS] : base.word(first_tile + tile, index, lane);
+  };
+  const auto multiply_word = [&](int index, int steps) {
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES; ++tile) order_after(word[tile]);
+#pragma unroll
+    for (int s = 0; s < kWordSteps; ++s) {
+      if (s >= steps) continue;
+      base.fragments(h, word, s);
+      multiply(kWordSteps * index + s, h);
+      if ((s + 1) % kInFlight == 0 || s + 1 == steps) finish();
     }
   };
   load(word, 0);
 #pragma unroll (kResident ? kWordsOfTile : 1)
-  for (int batch = 0; batch < kWhole; ++batch) {
-    load(next, batch + 1);
+  for (int index = 0; index < kWhole; ++index) {
+    load(next, index + 1);
+    multiply_word(index, kWordSteps);
 #pragma unroll
-    for (int i = 0; i < kWords * WARP_TILES; ++i) order_after(word[i / WARP_TILES][i % WARP_TILES]);
-    BaseSteps h;
-    base.fragments(h, word, kBatch);
-    multiply(batch * kBatch, kBatch, h);
-#pragma unroll
-    for (int i = 0; i < kWords * WARP_TILES; ++i) word[i / WARP_TILES][i % WARP_TILES] = next[i / WARP_TILES][i % WARP_TILES];
+    for (int tile = 0; tile < WARP_TILES; ++tile) word[tile] = next[tile];
   }
-  if (kRest > 0) {
-#pragma unroll
-    for (int i = 0; i < kWords * WARP_TILES; ++i) order_after(word[i / WARP_TILES][i % WARP_TILES]);
-    BaseSteps h;
-    base.fragments(h, word, kRest);
-    multiply(kWhole * kBatch, kRest, h);
-  }
+  if (kRest > 0) multiply_word(kWhole, kRest);
 #else
 #pragma unroll (kHeld ? kSteps : 1)
   for (int s = 0; s < kSteps; ++s) {
-    BaseSteps h;
 #pragma unroll
-    for (int tile = 0; tile < WARP_TILES; ++tile) base.fragment(h[0][tile], first_tile + tile, s, lane);
-    multiply(s, 1, h);
+    for (int tile = 0; tile < WARP_TILES; ++tile) base.fragment(h[tile], first_tile + tile, s, lane);
+    multiply(s, h);
+    finish();
   }
 #endif
 }

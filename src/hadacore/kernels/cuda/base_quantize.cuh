@@ -102,6 +102,20 @@ struct Runs {
 
 using TileRuns = float[kRuns][kRun];
 
+// Neighbouring lanes change codes of narrow runs: 4 t .. 4 t + 3 and 16 + 4 t .. of two lanes become 8 codes side by side in each,
+// and the 32 elements of four lanes are stored by one instruction rather than in two halves. 18944: 2.37 -> 2.12; but 6656, of one
+// group of columns: 1.48 -> 1.66.
+constexpr bool kPairedRuns = kNarrow && kGroups > 1;
+
+__device__ __forceinline__ void pair_codes(u32 (&word)[kCodeWords<8>], u32 first, u32 second, int lane) {
+  const bool odd = lane & 1;
+  const u32 received = shfl_sync_bfly(odd ? first : second, 1);
+  if (odd) first = received;
+  else second = received;
+  word[0] = kCodeBits == 8 ? first : first | second << 16;
+  word[kCodeWords<8> - 1] = kCodeBits == 8 ? second : word[0];
+}
+
 template <typename Maxima>
 __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q, i64 unit, int first_tile, int slot, int warp_of_slot,
                                               TileRuns (&y)[WARP_TILES], float scale, int lane, Maxima& maxima) {
@@ -172,10 +186,20 @@ __device__ __forceinline__ void quantize_runs(const Rows& r, const Quantizer& q,
     for (int i = 0; i < WARP_TILES * kRuns; ++i) {
       const int tile = i / kRuns, run = i % kRuns;
       if (run_column(run) >> LOG2_SIZE != row_of_run) continue;
-      const float reciprocal = kBlockInLanes ? scales[tile].reciprocal(block_of_run(run), lane) : s.reciprocal;
-      if (!runs.in_matrix(tile, run) || runs.row(run) >= runs.rows_left) continue;
+      const auto reciprocal_of = [&](int of_run) { return kBlockInLanes ? scales[tile].reciprocal(block_of_run(of_run), lane) : s.reciprocal; };
+      const bool exists = runs.in_matrix(tile, run) && runs.row(run) < runs.rows_left;
       const u64 index = runs.index(tile, run);
-      encode_and_store(r.y + stored_bytes(index), y[tile][run], reciprocal, q, index);
+      if (kPairedRuns) {
+        if (run % 2) continue;
+        u32 first[kCodeWords<kRun>], second[kCodeWords<kRun>], both[kCodeWords<8>];
+        encode(first, y[tile][run], reciprocal_of(run), index, q.seed);
+        encode(second, y[tile][(run + 1) % kRuns], reciprocal_of((run + 1) % kRuns), index + 16, q.seed);
+        pair_codes(both, first[0], second[0], lane);
+        if (exists) store_codes<8>(r.y + stored_bytes(index + (lane & 1 ? 12 : 0)), both);
+        continue;
+      }
+      const float reciprocal = reciprocal_of(run);
+      if (exists) encode_and_store(r.y + stored_bytes(index), y[tile][run], reciprocal, q, index);
     }
   }
 }

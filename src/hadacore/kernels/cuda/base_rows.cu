@@ -18,8 +18,10 @@
 // accumulator pair, lane bits 1 0, and one bit that chooses between accumulators; H64 in shared memory for wgmma.
 //
 // wgmma (WGMMA = 1; compute capability 9.0, 16-bit) reads the panel from shared memory itself: no fragments of it in
-// registers, and up to twice the rate. It knows the columns of a fragment only in their order in memory. With 16 or 32 columns
-// its second product is mma.sync's with K = c0 c2 c1 c3, then c4 in registers, and lanes store 8 bytes.
+// registers, and up to twice the rate. It knows the columns of a fragment only in their order in memory. With 16 or 32 columns, and
+// where the table says so (WIDE = 0), its second product is mma.sync's with K = c0 c2 c1 c3, then c4 and c5 in registers, and
+// lanes store 8 bytes. That takes half the time of the Tensor Cores and 8 registers instead of 32, but two additions more
+// an element.
 //
 // float32, and rows of too few columns for the second product: c bits are contracted by fp32 butterflies, in registers and,
 // for the two in lane bits, by shuffles. Columns of other rows may be neighbours then; nothing is contracted over them.
@@ -46,8 +48,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   if (STAGES > 0) clear_padding(stage);
   ColumnMatrix columns;
   if (kSecondProduct && !kWideProduct) columns.init(lane);
+  [[maybe_unused]] const u32 column_matrix = stage + kColumnMatrix;
 #if WGMMA
-  const u32 column_matrix = stage + kColumnMatrix;
   if (kWideProduct) write_column_matrix(column_matrix);
 #endif
 
@@ -92,27 +94,23 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 
     Accumulators value[WARP_TILES][kGroups];
     if (!WGMMA) clear(value);
-    // Multiplies with steps of the base from `first` on.
-    const auto multiply = [&](int first, int steps, const BaseSteps& h) {
+    const auto multiply = [&](int s, const BaseFragment(&h)[WARP_TILES][kBaseParts]) {
 #if WGMMA
-      wgmma_steps(value, h, describe_matrix(stage + slot * kUnitBytes), first, steps);
-      // If fragments are written while others are still read, the compiler makes every product wait for the one before. So
-      // batch after batch, and order_after() where fragments come from.
-      wgmma_wait_group<0>();
+      wgmma_step(value, h, describe_matrix(stage + slot * kUnitBytes), s);
 #else
-#pragma unroll
-      for (int n = 0; n < kBatch; ++n) {
-        if (n >= steps) continue;
-        const int s = first + n;
-        multiply_step(value, h[n], [&](int panel, int group, int r) {
-          if (kHeld) return held[kHeld ? s * kGroups + group : 0][r];
-          if (STAGES == 0) return load_place(problem, unit, {16 * s + 2 * t + step_row(r), 8 * group + chunk_of_lane});
-          return ld_shared_v4(stage + lane_offset + panel * kPanelBytes + group * kGroupBytes + (16 * s + step_row(r)) * 128);
-        });
-      }
+      multiply_step(value, h, [&](int panel, int group, int r) {
+        if (kHeld) return held[kHeld ? s * kGroups + group : 0][r];
+        if (STAGES == 0) return load_place(problem, unit, {16 * s + 2 * t + step_row(r), 8 * group + chunk_of_lane});
+        return ld_shared_v4(stage + lane_offset + panel * kPanelBytes + group * kGroupBytes + (16 * s + step_row(r)) * 128);
+      });
 #endif
     };
-    apply_base(base_matrix, resident, first_tile, lane, multiply);
+    apply_base(base_matrix, resident, first_tile, lane, multiply, [] {
+#if WGMMA
+      wgmma_commit_group();
+      wgmma_wait_group<0>();
+#endif
+    });
 #if WGMMA
 #pragma unroll
     for (int i = 0; i < WARP_TILES * kGroups; ++i) order_after_wait(value[i / kGroups][i % kGroups]);
@@ -120,48 +118,34 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
     if (STAGES == 0) bar_warp_sync();
 
-    const auto contract_columns = [&](Results (&result)[kGroups], Accumulators (&of_tile)[kGroups]) {
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-#if WGMMA
-        if (kWideProduct) contract_by_wgmma(result[group], of_tile[group], describe_matrix(column_matrix));
-        else contract_by_product(result[group], of_tile[group], columns);
-        continue;
-#endif
-        if (kSecondProduct) contract_by_product(result[group], of_tile[group], columns);
-        else contract_by_butterflies(result[group], of_tile[group], lane);
-      }
-      outer_butterflies(reinterpret_cast<float(&)[kGroups][kResults]>(result));
-    };
-
-#if ENCODING
     Results results[WARP_TILES][kGroups];
-#pragma unroll
-    for (int tile = 0; tile < WARP_TILES; ++tile) contract_columns(results[tile], value[tile]);
+#if ENCODING
+    contract_columns(results, value, columns, column_matrix, lane, [](int) {});
 #if CLUSTER > 1
     if (maxima.round == 0) barrier_cluster_wait();
 #endif
     quantize_runs(problem, quantizer, unit, first_tile, slot, warp % ORDER_WARPS, reinterpret_cast<TileRuns(&)[WARP_TILES]>(results),
                   (float)scale, lane, maxima);
 #else
-#pragma unroll
-    for (int tile = 0; tile < WARP_TILES; ++tile) {
-      Results result[kGroups];
-      contract_columns(result, value[tile]);
+    contract_columns(results, value, columns, column_matrix, lane, [&](int tile) {
       constexpr bool kNarrow = WGMMA && !kWideProduct;  // a lane has runs of 4 elements only
       const Target target(problem, unit, 16 * (first_tile + tile) + (lane >> 2), (kNarrow ? 4 : kVectorElements) * t);
 #pragma unroll
-      for (int n = 0; n < 4 * kGroups; ++n) {
-        const int half = n & 1, upper = (n >> 1) & 1, column = 8 * kVectorElements * (n >> 2) + 4 * kVectorElements * upper;
-        const float(&of_lane)[kVectorElements] = result[n >> 2][half][upper];
-        if (kNarrow) {
-          target.store(problem, unit, 8 * half, column, reinterpret_cast<const float(&)[4]>(of_lane[0]), (float)scale);
-          target.store(problem, unit, 8 * half, column + 16, reinterpret_cast<const float(&)[4]>(of_lane[4 % kVectorElements]), (float)scale);
-        } else {
-          target.store(problem, unit, 8 * half, column, of_lane, (float)scale);
+      for (int half = 0; half < 2; ++half) {
+        if (!target.has_row(8 * half)) continue;
+#pragma unroll
+        for (int n = 0; n < 2 * kGroups; ++n) {
+          const int group = n >> 1, upper = n & 1, column = 8 * kVectorElements * group + 4 * kVectorElements * upper;
+          const float(&of_lane)[kVectorElements] = results[tile][group][half][upper];
+          if (kNarrow) {
+            target.store(problem, unit, 8 * half, column, reinterpret_cast<const float(&)[4]>(of_lane[0]), (float)scale);
+            target.store(problem, unit, 8 * half, column + 16, reinterpret_cast<const float(&)[4]>(of_lane[4 % kVectorElements]), (float)scale);
+          } else {
+            target.store(problem, unit, 8 * half, column, of_lane, (float)scale);
+          }
         }
       }
-    }
+    });
 #endif
     if (STAGES == 2) stage = both_stages - stage;
   } while (STAGES == 2 && (first_unit += step) < units);

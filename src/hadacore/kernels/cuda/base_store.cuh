@@ -20,11 +20,13 @@ struct Target {
     first = r.y + (unit * kUnitRows * kSize + distance(i, column)) * kElementBytes;
   }
 
-  // COUNT elements that a lane has side by side, HALF rows and `upper` columns on.
+  __device__ __forceinline__ bool has_row(int half) const { return i + half < ORDER; }
+
+  // COUNT elements that a lane has side by side, `half` rows, which has_row(), and `upper` columns on.
   template <int COUNT>
   __device__ __forceinline__ void store(const Rows& r, i64 unit, int half, int upper, const float (&value)[COUNT], float scale) const {
     constexpr int kWords = COUNT * kElementBytes / 4;
-    if (i + half >= ORDER || ((column + upper) >> LOG2_SIZE) >= rows_left) return;
+    if (!kRowsExist && ((column + upper) >> LOG2_SIZE) >= rows_left) return;
     const i64 row = row_of(unit, column + upper);
     u32 word[kWords];
     SignBits<kWords> sign_bits;
