@@ -56,7 +56,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[KernelConfiguration]:
         if signs is not None:
             assert rest[0] == signs.data_ptr()
             sign_rows, rest = rest[1], rest[2:]
-        shape = launch.launch_shape(configuration, rows, PROCESSORS)
+        shape = launch.launch_shape(configuration, rows, PROCESSORS, architecture_of((9, 0)))
         ran.append(configuration)
         source = _from(x)
         target = source if out.data_ptr() == x.data_ptr() else _from(out)
@@ -168,8 +168,9 @@ def test_two_strides_address_every_row(data: st.DataObject) -> None:
 
 
 def test_launch_shape() -> None:
+    hopper = architecture_of((9, 0))
     few = choose(0, 15, 2, (9, 0), PROCESSORS)
-    assert launch.launch_shape(few, 2, PROCESSORS) == {
+    assert launch.launch_shape(few, 2, PROCESSORS, hopper) == {
         "grid": 2,
         "block": 64,
         "shmem_size": 16392,
@@ -178,10 +179,10 @@ def test_launch_shape() -> None:
     }
     early = choose(0, 7, 8, (9, 0), PROCESSORS)
     expected = {"grid": 1, "block": 128, "shmem_size": 0, "programmatic_stream_serialization": True}
-    assert launch.launch_shape(early, 8, PROCESSORS) == expected
+    assert launch.launch_shape(early, 8, PROCESSORS, hopper) == expected
     assert early.runs_on(architecture_of((9, 0))) and not early.runs_on(architecture_of((8, 0)))
     late = {"grid": 1, "block": 128, "shmem_size": 0}
-    assert launch.launch_shape(choose(0, 7, 8, (8, 0), PROCESSORS), 8, PROCESSORS) == late
+    assert launch.launch_shape(choose(0, 7, 8, (8, 0), PROCESSORS), 8, PROCESSORS, architecture_of((8, 0))) == late
 
 
 def test_strides_differ_between_input_and_output() -> None:

@@ -12,10 +12,11 @@ from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import ARCHITECTURES, CHECKED, Architecture, architecture_of
 from hadacore.kernels.architectures import BY_NAME as BY_ARCHITECTURE
-from hadacore.kernels.base_configurations import BaseConfiguration
+from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import TABLE, KernelConfiguration, candidates, choose
 from hadacore.kernels.fusion import fusion_of
 from hadacore.kernels.stages import stages_of
+from hadacore.matrices import factor
 from tests import oracle, tolerances
 from tests.stage_executor import execute
 
@@ -233,3 +234,16 @@ def test_blocks_that_loop_over_rows_are_as_many_as_fit(architecture: Architectur
         BY_ARCHITECTURE["sm_120"].blocks_that_fit(24 * 1024) == 4
         and BY_ARCHITECTURE["sm_120"].blocks_that_fit(1 << 20) == 1
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_no_more_blocks_fit_than_loop_over_rows(architecture: Architecture) -> None:
+    """A multiprocessor with room for another would get more of the work than its neighbours."""
+    for size in (80, 896, 1152, 5120, 8960, 14336, 28672):
+        matrix = factor(size)
+        for c in base_candidates(1, matrix.base_order, matrix.log2, architecture):
+            launched = c.launched_bytes(architecture)
+            assert c.shared_bytes <= launched <= architecture.shared_memory_per_block
+            fitting = architecture.blocks_that_fit(launched)
+            assert (fitting <= c.minimum_blocks) if c.stages == 2 else launched == c.shared_bytes
+    assert BY_ARCHITECTURE["sm_90a"].least_bytes_of(1) == 114 * 1024

@@ -31,6 +31,10 @@ class Architecture:
         one for each block."""
         return max(1, (self.shared_memory_per_block + _KIB) // (shared_bytes + _KIB))
 
+    def least_bytes_of(self, blocks: int) -> int:
+        """Shared memory of a block, in whole KiB, from which on no more than so many fit."""
+        return (self.shared_memory_per_block // _KIB + 1) // (blocks + 1) * _KIB
+
     @property
     def has_clusters(self) -> bool:
         """Whether blocks can form clusters and write to each other's shared memory."""

@@ -22,7 +22,7 @@ from hadacore.backends.cuda.requirements import compiler_version, cuda_core
 from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
-from hadacore.kernels.architectures import architecture_of
+from hadacore.kernels.architectures import Architecture, architecture_of
 from hadacore.kernels.base_configurations import LARGEST_ORDER, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
@@ -65,12 +65,17 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
-def launch_shape(configuration: Configuration, rows: int, multiprocessors: int) -> dict[str, Any]:
+def launch_shape(
+    configuration: Configuration, rows: int, multiprocessors: int, architecture: Architecture
+) -> dict[str, Any]:
     """The launch of ``rows`` rows (of ``columns.cu``, tiles) as keyword arguments of ``cuda.core.LaunchConfig``."""
+    shared_bytes = configuration.shared_bytes
+    if isinstance(configuration, BaseConfiguration):
+        shared_bytes = configuration.launched_bytes(architecture)
     shape: dict[str, Any] = {
         "grid": configuration.grid(rows, multiprocessors),
         "block": configuration.threads,
-        "shmem_size": configuration.shared_bytes,
+        "shmem_size": shared_bytes,
     }
     if configuration.cluster > 1:
         shape["cluster"] = configuration.cluster
@@ -143,17 +148,18 @@ def prepare(configuration: Configuration, rows: int, device_index: int) -> Prepa
     """
     core = cuda_core()
     properties = torch.cuda.get_device_properties(device_index)
+    architecture = architecture_of((properties.major, properties.minor))
+    shape = launch_shape(configuration, rows, properties.multi_processor_count, architecture)
     kernel = load_kernel(
         kernel_source(configuration),
         constants(configuration),
-        architecture_of((properties.major, properties.minor)).name,
+        architecture.name,
         ENTRY_POINT,
-        configuration.shared_bytes,
+        shape["shmem_size"],
         device_index,
     )
-    shape = core.LaunchConfig(**launch_shape(configuration, rows, properties.multi_processor_count))
     works_in_place = not isinstance(configuration, BaseConfiguration) or configuration.works_in_place
-    return PreparedLaunch(kernel, shape, works_in_place)
+    return PreparedLaunch(kernel, core.LaunchConfig(**shape), works_in_place)
 
 
 def kernel_arguments(
