@@ -167,6 +167,33 @@ def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int,
     check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
 
 
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize(("order", "log2_columns", "rows", "code"), [
+    (12, 6, 19, 1), (20, 6, 3, 2), (20, 7, 3, 0), (28, 7, 5, 1), (28, 9, 2, 0), (28, 9, 1, 2), (172, 6, 2, 1), (20, 5, 3, 2),
+])  # fmt: skip
+def test_rms_norm_with_a_base(order: int, log2_columns: int, rows: int, code: int, has_residual: bool) -> None:
+    """All configurations of a size give the same bits here too, whatever they divide a row into."""
+    torch.manual_seed(0)
+    n, dtype = order << log2_columns, DTYPES[code]
+    x, weight, stream = (_rows(*shape, dtype=dtype) for shape in ((rows, n), (n,), (rows, n)))
+    description = RMSNorm(1e-3, has_residual)
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, fused_prologue(description, n))
+    results = []
+    for architecture in ("sm_80", "sm_90a"):
+        found = base_candidates(code, order, log2_columns, ARCHITECTURES[architecture], fusion=fusion)
+        assert found or (code == 2 and order << log2_columns > 8192)
+        for c in found:
+            residual = stream.clone() if has_residual else None
+            results.append(check(replace(c, fusion=None), 5 * x, prologues.rms_norm(weight, 1e-3, residual=residual)))
+        of_architecture = results[-len(found) :] if found else []
+        assert all(torch.equal(a[0], of_architecture[0][0]) for a in of_architecture)
+    assert all(torch.equal(a[1], results[0][1]) or code != 2 for a in results)
+    if results:
+        signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
+        with_signs = replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False)
+        check(with_signs, x, prologues.rms_norm(weight, 1e-3, residual=stream if has_residual else None), signs=signs)
+
+
 @pytest.mark.parametrize(
     ("code", "dtype"),
     [(0, torch.float16), (0, torch.float32), (1, torch.bfloat16), (1, torch.float32), (2, torch.float32)],

@@ -54,12 +54,12 @@ def test_every_row_count_finds_a_kernel(n: int, code: int, architecture: str) ->
         (1 << 16, 1 << 16, ROW, 1 << 16, None, "a transform of 65536 elements takes several passes over memory"),
         (4096, 128, ROW, 4096, None, "4096 elements that share a scale are several transforms of 128"),
         (
-            14336,
-            14336,
+            96,
+            96,
             ROW,
-            14336,
-            RMSNorm(1e-6, False),
-            "sizes that are no power of two go with gated activations only",
+            96,
+            RotaryEmbedding(False),
+            "sizes that are no power of two go with gated activations and RMSNorm only",
         ),
         (4096, 128, ROW, 128, RMSNorm(1e-6, False), "is normalised as a whole, but transformed in parts of 128"),
         (
@@ -115,7 +115,13 @@ def test_every_row_count_finds_a_kernel_with_a_base(order: int, n: int, float32_
             "a base of 4096 rows, merged columns included, is more than the 2048 of one launch",
         ),
         (512, 128, 16, None, "512 elements that share a scale are several transforms of 128"),
-        (256, 256, 16, RMSNorm(1e-6, False), "a caller's base goes with gated activations only, 256 is 16 * 2^4"),
+        (
+            256,
+            256,
+            16,
+            RMSNorm(1e-6, False),
+            "a kernel that normalises holds rows of 64 columns and more, 256 is 16 * 2^4",
+        ),
     ],
 )
 def test_reasons_with_a_base(n: int, size: int, order: int, prologue: Description | None, reason: str) -> None:
@@ -140,8 +146,13 @@ def test_configurations_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"a block must be a row or the elements that some of a warp's lanes hold"):
         replace(KernelConfiguration("warp_rows", 1, 7), fusion=_row(512))
     base = BaseConfiguration(1, 28, 0, 4, 2)
-    with pytest.raises(ValueError, match=r"sizes with a base have gated activations only, of panels in shared memory"):
+    with pytest.raises(ValueError, match=r"gated activations and RMSNorm only, of panels in shared memory"):
         replace(base, fusion=_row(448, gated))
+    normalising = RMSNorm(1e-6, True)
+    with pytest.raises(ValueError, match=r"a row that is normalised must fill a group of columns"):
+        replace(base, stages=1, fusion=_row(448, normalising))
+    with pytest.raises(ValueError, match=r"one would read what another has written"):
+        replace(base, log2_size=6, tiles=1, splits=2, stages=1, fusion=_row(1792, normalising))
     with pytest.raises(ValueError, match=r"a quantizer needs whole vectors of a row"):
         replace(base, log2_size=2, fusion=_row(112))
     with pytest.raises(ValueError, match=r"a block must be a row or the elements that a warp holds side by side"):
@@ -155,20 +166,21 @@ def test_configurations_that_cannot_be() -> None:
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "base_dtype", "prologue", "read"),
+    ("dtype", "base_dtype", "prologue", "weight", "read"),
     [
-        (torch.bfloat16, torch.bfloat16, None, torch.bfloat16),
-        (torch.bfloat16, torch.float32, None, torch.float32),
-        (torch.bfloat16, torch.bfloat16, GatedActivation("silu", "gate_up"), torch.bfloat16),
-        (torch.float16, torch.float16, RMSNorm(1e-6, False), torch.float32),
+        (torch.bfloat16, torch.bfloat16, None, None, torch.bfloat16),
+        (torch.bfloat16, torch.float32, None, None, torch.float32),
+        (torch.bfloat16, torch.bfloat16, GatedActivation("silu", "gate_up"), None, torch.bfloat16),
+        (torch.float16, torch.float16, RMSNorm(1e-6, False), torch.float16, torch.float16),
+        (torch.float16, torch.float16, RMSNorm(1e-6, False), torch.float32, torch.float32),
     ],
 )
 def test_arguments_of_a_launch_with_a_base(
-    dtype: torch.dtype, base_dtype: torch.dtype, prologue: Description | None, read: torch.dtype, inverse: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype, base_dtype: torch.dtype, prologue: Description | None, weight: torch.dtype | None, read: torch.dtype,
+    inverse: bool, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The base after the signs and before a prologue's operands, transposed by its strides. After a prologue of PyTorch
-    operations x is float32, and so is the base."""
+    operations, as with a weight of another type, x is float32, and so is the base."""
     launched: list[tuple[int | float, ...]] = []
     requests: list[Request] = []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -178,13 +190,18 @@ def test_arguments_of_a_launch_with_a_base(
     gated = isinstance(prologue, GatedActivation)
     x, signs = torch.randn(3, 320 * (1 + gated)).to(dtype), torch.ones(320)
     base = torch.randn(5, 7)[:, 2:].to(base_dtype).T
-    operands = (torch.ones(320, dtype=dtype),) if isinstance(prologue, RMSNorm) else ()
+    operands = () if weight is None else (torch.ones(320, dtype=weight),)
+    fused = gated or weight == dtype
     rotation = Rotation(320, 0.5, inverse)
     quantizer = Quantizer(BY_NAME[ROW], 320)
     cuda_kernels.quantize(x, rotation, signs, quantizer, None, None, prologue, operands, None, base)
     (request,), (arguments,) = requests, launched
-    assert request.base_order == 5 and request.base_dtype == read and request.dtype == (read if operands else dtype)
+    assert (
+        request.base_order == 5
+        and request.base_dtype == read
+        and request.dtype == (read if operands and not fused else dtype)
+    )
     (_, _, scale, rows), (_, sign_rows), (address, *strides) = arguments[:4], arguments[4:6], arguments[6:9]
-    assert (scale, rows, sign_rows) == (0.5, 3, 1) and len(arguments) == 9 + 6 * gated + 5
+    assert (scale, rows, sign_rows) == (0.5, 3, 1) and len(arguments) == 9 + 6 * fused + 5
     assert strides == list(base.T.stride() if inverse else base.stride())
     assert (address == base.data_ptr()) == (read == base_dtype)

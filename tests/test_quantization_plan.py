@@ -67,7 +67,13 @@ def test_a_base() -> None:
     base = torch.empty(5, 5, device="meta")
     assert plan_quantize(320, "int8", base=base, prologue=gated, architecture="sm_90a").prologue_reason is None
     plan = plan_quantize(320, "int8", base=base, prologue=norm, architecture="sm_90a")
-    assert plan.fused and plan.prologue_reason == "a caller's base goes with gated activations only, 320 is 5 * 2^6"
+    assert plan.fused and plan.prologue_reason is None
+    plan = plan_quantize(320, "int8", torch.float32, base=base, prologue=norm, block_size=320, architecture="sm_90a")
+    assert plan.fused and plan.prologue_reason is None
+    narrow = torch.empty(20, 20, device="meta")
+    plan = plan_quantize(320, "int8", base=narrow, prologue=norm, architecture="sm_90a")
+    reason = "a kernel that normalises holds rows of 64 columns and more, 320 is 20 * 2^4"
+    assert plan.fused and plan.prologue_reason == reason
     square = torch.empty(128, 128, device="meta")
     plan = plan_quantize(128, "int8", base=square, architecture="sm_90a")
     assert plan.composed_reason == "128 is 128 * 2^0, and 2^0 columns are fewer than a vector of 8"

@@ -16,7 +16,7 @@ constexpr float kSmallestScale = 0x1p-126f;
 // estimate and a step of Newton's method, which is what rcp.rn.f32 does there. For the rest that has a call, and with a call
 // in it a kernel that wgmma leaves few registers waits for every single wgmma (message C7512).
 __device__ __forceinline__ float reciprocal_of_scale(float scale) {
-  const float estimate = rcp_approx_f32(scale);
+  const float estimate = rcp_approx_ftz_f32(scale);
   return fma_rn_f32(estimate, fma_rn_f32(-estimate, scale, 1.f), estimate);
 }
 

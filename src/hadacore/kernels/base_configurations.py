@@ -116,9 +116,17 @@ class BaseConfiguration:
         vector = BY_CUDA_CODE[self.element_code].vector_elements
         run = vector // 2 if self.wgmma and not self.wide else vector
         if fusion.prologue is not None:
-            if not fusion.prologue.gated or self.stages == 0:
-                raise ValueError(f"sizes with a base have gated activations only, of panels in shared memory: {self}")
-            shared += self.stages * stage  # of up
+            if fusion.prologue.rotary or self.stages == 0:
+                raise ValueError(
+                    f"sizes with a base have gated activations and RMSNorm only, of panels in shared memory: {self}"
+                )
+            shared += self.stages * stage  # of up, or the residual
+            if fusion.prologue.normalises:
+                if self.unit_rows > 1 or fusion.prologue.row != self.size:
+                    raise ValueError(f"a row that is normalised must fill a group of columns: {self}")
+                if self.splits > 1 and fusion.prologue.has_residual:
+                    raise ValueError(f"of the blocks that share a row, one would read what another has written: {self}")
+                shared += 2 * self.units * self.order * 4  # sums of squares
         if 1 << self.log2_size < vector:
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):

@@ -46,6 +46,11 @@ class FusedPrologue:
         return self.kind in (_RMS_NORM, _RMS_NORM_RESIDUAL)
 
     @property
+    def has_residual(self) -> bool:
+        """Whether it reads a tensor that it writes."""
+        return self.kind == _RMS_NORM_RESIDUAL
+
+    @property
     def gated(self) -> bool:
         """Whether it is a gated activation."""
         return self.kind in _ACTIVATIONS.values()

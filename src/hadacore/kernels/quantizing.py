@@ -71,9 +71,11 @@ def find_fusion(
         )
     if found:
         return fusion
-    if prologue is not None and has_base and not prologue.gated:
+    if prologue is not None and has_base and prologue.rotary:
         kind = "a caller's base goes" if base_order > 0 else "sizes that are no power of two go"
-        return f"{kind} with gated activations only, {size} is {order} * 2^{log2}"
+        return f"{kind} with gated activations and RMSNorm only, {size} is {order} * 2^{log2}"
+    if prologue is not None and has_base and prologue.normalises and 1 << log2 < 8 * vector:
+        return f"a kernel that normalises holds rows of {8 * vector} columns and more, {size} is {order} * 2^{log2}"
     if quantizer.block > size:
         return f"{quantizer.block} elements that share a scale are several transforms of {size}"
     return f"{architecture.name} has no kernel that holds the {quantizer.block or size} elements that belong together"

@@ -20,7 +20,7 @@ static_assert(!kGathered, "a vector must lie in one row");
 #define MAXIMA_ROWS kUnitRows
 #define MAXIMA_SLOTS UNITS
 #define MAXIMA_BLOCKS CLUSTER
-constexpr u32 kEndOfOtherShared = kColumnMatrix + (kWideProduct ? 64 * 64 * 2 : 0);
+constexpr u32 kEndOfOtherShared = kSquares + 2 * kSquaresBytes;
 
 __device__ __forceinline__ constexpr int run_half(int run) { return run / (2 * kRunParts) & 1; }
 __device__ __forceinline__ constexpr int run_column(int run) {

@@ -30,8 +30,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   HADAMARD_ROWS(problem)
   BASE_OF_PARAMETERS(base_matrix)
 #if PROLOGUE
-  if (GATED_LAYOUT == UP_GATE) problem.x += ROW_ELEMENTS * kElementBytes;
-  problem.second = GATED_LAYOUT == SEPARATE ? operand - x : (GATED_LAYOUT == GATE_UP ? ROW_ELEMENTS : -ROW_ELEMENTS) * kElementBytes;
+  PROLOGUE_OF_PARAMETERS(prologue)
+  if (kGated && GATED_LAYOUT == UP_GATE) problem.x += ROW_ELEMENTS * kElementBytes;
+  problem.second = kNormalises ? residual - x
+                   : GATED_LAYOUT == SEPARATE ? operand - x
+                                              : (GATED_LAYOUT == GATE_UP ? ROW_ELEMENTS : -ROW_ELEMENTS) * kElementBytes;
 #endif
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int slot = UNITS == 1 ? 0 : warp / ORDER_WARPS;  // which unit of the block
@@ -42,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 
   // This lane's vectors of a panel: i = 2t + step_row(r), chunk as in panel.cuh.
   const int t = lane & 3, chunk_of_lane = 4 * ((lane >> 2) & 1) + (lane >> 3);
-  u32 stage = cvta_to_shared_dynamic();
+  const u32 first_stage = cvta_to_shared_dynamic();
+  u32 stage = first_stage;
   const u32 both_stages = 2 * stage + kStageBytes;  // the sum of where they start: minus one it is the other
   const u32 lane_offset = slot * kUnitBytes + panel_offset({2 * t, chunk_of_lane});
   if (STAGES > 0) clear_padding(stage);
@@ -79,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll 1
   do {
     const i64 unit = first_unit + slot;
+    [[maybe_unused]] const u32 squares_of_stage = first_stage + kSquares + (stage == first_stage ? 0 : kSquaresBytes);
     [[maybe_unused]] uint4 held[kHeld ? kSteps * kGroups : 1][4];
     if (kHeld) {
 #pragma unroll
@@ -86,6 +91,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
         held[i / 4][i % 4] = load_place(problem, unit, {16 * (i / 4 / kGroups) + 2 * t + step_row(i % 4), 8 * (i / 4 % kGroups) + chunk_of_lane});
     }
     if (STAGES > 0) {
+      cp_async_wait_all();
+#if PROLOGUE
+      apply_prologue(problem, prologue, first_unit, stage, squares_of_stage);
+#endif
       finish_stage(problem, first_unit, stage);
       bar_sync();  // everyone's copies are there; and nobody reads the other stage any more
       if (STAGES == 2 && first_unit + step < units) start_stage(problem, first_unit + step, both_stages - stage);
@@ -124,8 +133,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #if CLUSTER > 1
     if (maxima.round == 0) barrier_cluster_wait();
 #endif
+    float scale_of_unit = (float)scale;
+#if PROLOGUE
+    if (kNormalises) scale_of_unit *= factor_of_unit(squares_of_stage + 4 * slot * ORDER, prologue.epsilon, lane);
+#endif
     quantize_runs(problem, quantizer, unit, first_tile, slot, warp % ORDER_WARPS, reinterpret_cast<TileRuns(&)[WARP_TILES]>(results),
-                  (float)scale, lane, maxima);
+                  scale_of_unit, lane, maxima);
 #else
     contract_columns(results, value, columns, column_matrix, lane, [&](int tile) {
       constexpr bool kNarrow = WGMMA && !kWideProduct;  // a lane has runs of 4 elements only

@@ -26,12 +26,16 @@ constexpr int kPieceBytes = kPiece * kElementBytes;             // 2, 4 or 8 whe
 constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
 constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
-// A gated activation has a second panel, of up, which its result, as bfloat16 high + low, then shares with the first's. The sum
-// of both in fp32 for float32, whose second panel is not needed any more.
+// With a prologue there is a second panel, of up or the residual, which the result, as bfloat16 high + low, then shares with the
+// first's. float32 keeps its result in the first.
 constexpr int kPanels = PROLOGUE ? 2 : 1;
+constexpr bool kHasSecond = kGated || PROLOGUE == RMS_NORM_RESIDUAL;
 constexpr u32 kPanelBytes = kGroups * kGroupBytes;
 constexpr u32 kUnitBytes = kPanels * kPanelBytes;
-static_assert(!PROLOGUE || (kGated && !STRIDED && !kGathered && STAGES > 0), "prologues that panels can have");
+static_assert(!PROLOGUE || (!kRotary && !STRIDED && !kGathered && STAGES > 0), "prologues that panels can have");
+#if PROLOGUE
+static_assert(!kNormalises || (kUnitRows == 1 && ROW_ELEMENTS == kSize), "squares are summed over a unit");
+#endif
 constexpr u32 kStageBytes = UNITS * kUnitBytes;
 
 // A vector of a unit: its chunk among all of the unit's, and its i.
@@ -109,13 +113,17 @@ __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place
   return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
 }
 
+// For RMSNorm, after the column matrix: sums of squares of each i of a unit's panel, for two stages in turn.
+constexpr u32 kSquares = STAGES * kStageBytes + (WGMMA && WIDE ? 64 * 64 * 2 : 0);
+constexpr u32 kSquaresBytes = kNormalises ? UNITS * ORDER * 4 : 0;  // of a stage
+
 // A block has work for its first unit, so a unit of one row that is alone in its block is always there.
 constexpr bool kRowsExist = UNITS == 1 && kUnitRows == 1;
 
 // Calls `visit(unit, place, address, source, exists)` for the vectors of a stage that this thread copies; there is no row where
 // `exists` is false, and no vector in memory where they are gathered. A thread keeps its chunk, so that both addresses advance
-// by constants.
-template <typename Visit>
+// by constants. TOGETHER: all threads visit as often, some of them places past the last i, which do not exist.
+template <bool TOGETHER, typename Visit>
 __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u32 stage, Visit visit) {
   constexpr int kAcross = kChunks < kThreads ? kChunks : kThreads;
   constexpr int kAtOnce = kThreads / kAcross;  // i that the block copies at a time
@@ -134,8 +142,9 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
 #pragma unroll (kTimes <= 16 ? kTimes : 8)
       for (int n = 0; n < kTimes; ++n) {
         const Place place = {first_i + n * kAtOnce, chunk};
-        if ((n + 1) * kAtOnce <= ORDER || place.i < ORDER)
-          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source + n * (kAtOnce * kColumns * kElementBytes), exists);
+        const bool in_panel = (n + 1) * kAtOnce <= ORDER || place.i < ORDER;
+        if (TOGETHER || in_panel)
+          visit(unit, place, stage + slot * kUnitBytes + panel_offset(place), source + n * (kAtOnce * kColumns * kElementBytes), exists && in_panel);
       }
     }
   }
@@ -143,14 +152,14 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
 
 // Start to copy the units of a stage; zeros where there is no row.
 __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
-  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+  each_own_vector<false>(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
     if (kGathered) {
       st_shared_v4_b32(address, load_place(r, unit, place));
       return;
     }
     if (kRowsExist) cp_async_cg_16(address, source);
     else cp_async_cg_16_or_zeros(address, source, exists);
-    if (!PROLOGUE) return;
+    if (!kHasSecond) return;
     if (kRowsExist) cp_async_cg_16(address + kPanelBytes, source + r.second);
     else cp_async_cg_16_or_zeros(address + kPanelBytes, source + r.second, exists);
   });
@@ -158,38 +167,61 @@ __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 s
 }
 
 #if PROLOGUE
-// A vector's gate and up become the activation.
-__device__ __forceinline__ void activate(u32 address, uint4 signs) {
-  const VectorValues gate = values_of(ld_shared_v4(address)), up = values_of(ld_shared_v4(address + kPanelBytes));
+// A vector after the prologue, `v`, takes the place of what it is made of.
+__device__ __forceinline__ void put_values(u32 address, VectorValues v, uint4 signs) {
   const u32 sign_word[4] = {signs.x, signs.y, signs.z, signs.w};
-  float v[kVectorElements];
 #pragma unroll
   for (int i = 0; i < kVectorElements; ++i) {
     const u32 sign = sign_word[i * kElementBytes / 4];
-    v[i] = activation(gate.v[i]) * up.v[i];
-    if (SIGNS == SIGNS_BEFORE) v[i] = mov_f32_b32(mov_b32_f32(v[i]) ^ (kSixteenBit && i % 2 == 0 ? sign << 16 : sign) & 0x80000000u);
+    if (SIGNS == SIGNS_BEFORE) v.v[i] = mov_f32_b32(mov_b32_f32(v.v[i]) ^ (kSixteenBit && i % 2 == 0 ? sign << 16 : sign) & 0x80000000u);
   }
   u32 first[4], second[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    if (kSixteenBit) split_pair(first[w], second[w], v[(2 * w) % kVectorElements], v[(2 * w + 1) % kVectorElements]);
-    else first[w] = mov_b32_f32(v[w % kVectorElements]);
+    if (kSixteenBit) split_pair(first[w], second[w], v.v[(2 * w) % kVectorElements], v.v[(2 * w + 1) % kVectorElements]);
+    else first[w] = mov_b32_f32(v.v[w % kVectorElements]);
   }
   st_shared_v4_b32(address, make_uint4(first[0], first[1], first[2], first[3]));
   if (kSixteenBit) st_shared_v4_b32(address + kPanelBytes, make_uint4(second[0], second[1], second[2], second[3]));
 }
+
+// The prologue of this thread's vectors. Squares are summed over the chunks of an i by the lanes that hold them, in increasing
+// order of column bit: the sum does not depend on how many threads there are.
+__device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& prologue, i64 first_unit, u32 stage, u32 squares_of_stage) {
+  each_own_vector<kNormalises>(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+    float squares = 0.f;
+    if (exists) {
+      const RawVector raw = {ld_shared_v4(address), kHasSecond ? ld_shared_v4(address + kPanelBytes) : make_uint4(0, 0, 0, 0)};
+      const int column = place.chunk * kVectorElements;
+      const u64 index = row_of(unit, column) * kSize + offset_in_row(place.i, column);
+      const VectorValues values = prologue.apply(raw, index, squares);
+      put_values(address, values, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
+    } else if (!kHasSecond && !kRowsExist && place.i < ORDER) {
+      st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));  // the first panel has them already
+    }
+    if (!kNormalises) return;
+#pragma unroll
+    for (int distance = 1; distance < kChunks; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
+    const u32 of_i = squares_of_stage + 4 * ((int)(unit - first_unit) * ORDER + place.i);
+    if (place.chunk == 0 && place.i < ORDER) st_shared_f32(of_i, squares);
+  });
+}
+
+// What the scale of a unit is multiplied by, once all its squares are there: sums of every 32nd i, then of those.
+__device__ __forceinline__ float factor_of_unit(u32 squares_of_unit, float epsilon, int lane) {
+  float squares = 0.f;
+#pragma unroll
+  for (int i = 0; i < ORDER; i += 32) squares = add_rn_f32(squares, i + lane < ORDER ? ld_shared_f32(squares_of_unit + 4 * (i + lane)) : 0.f);
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
+  return root_mean_square_factor(squares, epsilon);
+}
 #endif
 
-// This thread's copies have arrived; it applies the prologue and the signs to what it copied itself.
+// This thread's copies have arrived; it applies signs, where no prologue does, to what it copied itself.
 __device__ __forceinline__ void finish_stage(const Rows& r, i64 first_unit, u32 stage) {
-  cp_async_wait_all();
-#if PROLOGUE
-  each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
-    if (exists) activate(address, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
-  });
-#endif
   if (!PROLOGUE && SIGNS == SIGNS_BEFORE && !kGathered) {
-    each_own_vector(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
+    each_own_vector<false>(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
       if (exists) st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_of_place(r, unit, place)));
     });
   }
