@@ -29,6 +29,7 @@ from hadacore.backends.triton.configurations import (
     choose_base,
 )
 from hadacore.backends.triton.launch import TO_INT8, base_for, launch, multiprocessors
+from hadacore.backends.triton.requirements import architecture_refusal, triton_module
 from hadacore.benchmarking.report import write_csv
 from hadacore.cli import compiling_triton
 from hadacore.cli.app import app
@@ -176,6 +177,15 @@ def test_the_grid_is_no_larger_than_the_rows() -> None:
     assert multiprocessors(GPU) >= 1
 
 
+def test_an_old_triton_is_refused_where_it_compiles_to_a_trap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_module(), "__version__", "3.6.0")
+    refusal = architecture_refusal(10)
+    assert refusal is not None and "needs triton 3.9 or newer there" in refusal
+    assert architecture_refusal(9) is None and architecture_refusal(12) is None
+    monkeypatch.setattr(triton_module(), "__version__", "3.9.0")
+    assert architecture_refusal(10) is None
+
+
 # ---- compiling for GPUs that are not here -----------------------------------------------------------------
 
 
@@ -209,6 +219,9 @@ def test_kernels_compile_for_every_target(target: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILED, target]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if target == "sm_100" and architecture_refusal(10) is not None:
+        assert "to a trap for compute capability 10" in result.stderr
+        return
     assert result.returncode == 0, result.stderr[-2000:]
     assert len(result.stdout.splitlines()) >= 7
 

@@ -13,7 +13,7 @@ import torch
 
 from hadacore.backends.triton.configurations import DIRECT, IEEE, THREE_PARTS, Configuration
 from hadacore.backends.triton.launch import NO_SIGNS, STORE, TO_E4M3_BY_HARDWARE, TO_INT8
-from hadacore.backends.triton.requirements import is_interpreted, triton_module
+from hadacore.backends.triton.requirements import architecture_refusal, is_interpreted, triton_module
 from hadacore.errors import BackendUnavailableError
 
 #: What is checked: NVIDIA's and AMD's GPUs by architecture, with Triton's name, its number or name again, and lanes of a warp.
@@ -116,7 +116,7 @@ def compile_for(
         epilogue: STORE, or what makes codes.
 
     Raises:
-        BackendUnavailableError: Triton is missing, or interprets.
+        BackendUnavailableError: Triton is missing, interprets, or is too old for the target.
         ValueError: There is no such target.
     """
     triton = triton_module()
@@ -124,6 +124,9 @@ def compile_for(
         raise BackendUnavailableError("Triton interprets its kernels (TRITON_INTERPRET is set) and compiles none")
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    refusal = architecture_refusal(int(TARGETS[target][1]) // 10) if TARGETS[target][0] == "cuda" else None
+    if refusal is not None:
+        raise BackendUnavailableError(refusal)
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

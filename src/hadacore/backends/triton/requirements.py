@@ -12,6 +12,8 @@ from hadacore.errors import BackendUnavailableError
 
 OLDEST_VERSION = (3, 4)
 OLDEST_CAPABILITY = (8, 0)
+#: On compute capability 10 and 11, whose products go through tensor memory: 3.6 makes a trap of 32768, 28672 and 11008.
+OLDEST_WITH_TENSOR_MEMORY = (3, 9)
 
 
 def _version(module: ModuleType) -> tuple[int, int]:
@@ -41,6 +43,18 @@ def triton_module() -> ModuleType:
             "install a newer one"
         )
     return module
+
+
+def architecture_refusal(major: int) -> str | None:
+    """Why this Triton does not compile for NVIDIA GPUs of compute capability ``major``, or None if it does."""
+    module = triton_module()
+    if major not in (10, 11) or _version(module) >= OLDEST_WITH_TENSOR_MEMORY:
+        return None
+    oldest = ".".join(map(str, OLDEST_WITH_TENSOR_MEMORY))
+    return (
+        f"triton {module.__version__} compiles some kernels to a trap for compute capability {major}; the Triton backend "
+        f"needs triton {oldest} or newer there: install it, or use backend='cuda'"
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,6 +88,7 @@ def device_refusal(device: torch.device) -> str | None:
                 f"the Triton backend needs an NVIDIA GPU of compute capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]} "
                 f"or newer, got {capability[0]}.{capability[1]}; move the tensor to the CPU"
             )
+        return architecture_refusal(capability[0])
     return None
 
 
