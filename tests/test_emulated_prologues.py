@@ -198,7 +198,7 @@ def test_rms_norm_with_a_base(order: int, log2_columns: int, rows: int, code: in
     ("code", "dtype"),
     [(0, torch.float16), (0, torch.float32), (1, torch.bfloat16), (1, torch.float32), (2, torch.float32)],
 )
-def test_gated_activations_with_a_base_of_the_caller(code: int, dtype: torch.dtype) -> None:
+def test_prologues_with_a_base_of_the_caller(code: int, dtype: torch.dtype) -> None:
     """A float16 base is in two bfloat16 parts there, since what it is multiplied by is."""
     torch.manual_seed(0)
     for order, log2_columns, rows in ((5, 3, 17), (28, 4, 9), (20, 6, 3), (28, 9, 2)):
@@ -212,6 +212,8 @@ def test_gated_activations_with_a_base_of_the_caller(code: int, dtype: torch.dty
         signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(gate.dtype)
         for c in found:
             check(replace(c, fusion=None), gate, prologues.silu_mul(up), base=base)
+            if c.unit_rows == 1 and c.splits == 1:
+                check(replace(c, fusion=None), gate, prologues.rms_norm(up[0], 1e-3, residual=up.clone()), base=base)
         with_signs = replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False)
         check(with_signs, gate, prologues.silu_mul(up), signs=signs, base=base)
 

@@ -126,7 +126,7 @@ class BaseConfiguration:
                     raise ValueError(f"a row that is normalised must fill a group of columns: {self}")
                 if self.splits > 1 and fusion.prologue.has_residual:
                     raise ValueError(f"of the blocks that share a row, one would read what another has written: {self}")
-                shared += 2 * self.units * self.order * 4  # sums of squares
+                shared += 2 * self.units * self.order * max(1, self.groups // 4) * 4  # sums of squares
         if 1 << self.log2_size < vector:
             raise ValueError(f"a quantizer needs whole vectors of a row: {self}")
         if not fusion.is_row(self.size):

@@ -135,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
     float scale_of_unit = (float)scale;
 #if PROLOGUE
-    if (kNormalises) scale_of_unit *= factor_of_unit(squares_of_stage + 4 * slot * ORDER, prologue.epsilon, lane);
+    if (kNormalises) scale_of_unit *= factor_of_unit(squares_of_stage + 4 * slot * kSums, prologue.epsilon, lane);
 #endif
     quantize_runs(problem, quantizer, unit, first_tile, slot, warp % ORDER_WARPS, reinterpret_cast<TileRuns(&)[WARP_TILES]>(results),
                   scale_of_unit, lane, maxima);

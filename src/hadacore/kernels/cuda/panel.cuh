@@ -113,9 +113,12 @@ __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place
   return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
 }
 
-// For RMSNorm, after the column matrix: sums of squares of each i of a unit's panel, for two stages in turn.
+// For RMSNorm, after the column matrix: the sums of squares of a unit, for two stages in turn. A sum is of those chunks of an i that
+// the lanes of one warp hold, all of them but where float32 has 256 columns.
 constexpr u32 kSquares = STAGES * kStageBytes + (WGMMA && WIDE ? 64 * 64 * 2 : 0);
-constexpr u32 kSquaresBytes = kNormalises ? UNITS * ORDER * 4 : 0;  // of a stage
+constexpr int kChunksOfSum = kChunks < 32 ? kChunks : 32;
+constexpr int kSums = ORDER * (kChunks / kChunksOfSum);
+constexpr u32 kSquaresBytes = kNormalises ? UNITS * kSums * 4 : 0;  // of a stage
 
 // A block has work for its first unit, so a unit of one row that is alone in its block is always there.
 constexpr bool kRowsExist = UNITS == 1 && kUnitRows == 1;
@@ -185,8 +188,8 @@ __device__ __forceinline__ void put_values(u32 address, VectorValues v, uint4 si
   if (kSixteenBit) st_shared_v4_b32(address + kPanelBytes, make_uint4(second[0], second[1], second[2], second[3]));
 }
 
-// The prologue of this thread's vectors. Squares are summed over the chunks of an i by the lanes that hold them, in increasing
-// order of column bit: the sum does not depend on how many threads there are.
+// The prologue of this thread's vectors. Lanes that hold the chunks of one sum add them in increasing order of column bit: it does
+// not depend on how many threads there are.
 __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& prologue, i64 first_unit, u32 stage, u32 squares_of_stage) {
   each_own_vector<kNormalises>(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
     float squares = 0.f;
@@ -201,17 +204,17 @@ __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& pr
     }
     if (!kNormalises) return;
 #pragma unroll
-    for (int distance = 1; distance < kChunks; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
-    const u32 of_i = squares_of_stage + 4 * ((int)(unit - first_unit) * ORDER + place.i);
-    if (place.chunk == 0 && place.i < ORDER) st_shared_f32(of_i, squares);
+    for (int distance = 1; distance < kChunksOfSum; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
+    const int sum = (int)(unit - first_unit) * kSums + place.i * (kChunks / kChunksOfSum) + place.chunk / kChunksOfSum;
+    if (place.chunk % kChunksOfSum == 0 && place.i < ORDER) st_shared_f32(squares_of_stage + 4 * sum, squares);
   });
 }
 
-// What the scale of a unit is multiplied by, once all its squares are there: sums of every 32nd i, then of those.
+// What the scale of a unit is multiplied by, once all its sums are there: every 32nd is added, then those.
 __device__ __forceinline__ float factor_of_unit(u32 squares_of_unit, float epsilon, int lane) {
   float squares = 0.f;
 #pragma unroll
-  for (int i = 0; i < ORDER; i += 32) squares = add_rn_f32(squares, i + lane < ORDER ? ld_shared_f32(squares_of_unit + 4 * (i + lane)) : 0.f);
+  for (int i = 0; i < kSums; i += 32) squares = add_rn_f32(squares, i + lane < kSums ? ld_shared_f32(squares_of_unit + 4 * (i + lane)) : 0.f);
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
   return root_mean_square_factor(squares, epsilon);
