@@ -169,17 +169,17 @@ def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | B
     """Time over a copy of the same bytes for many rows on an H200.
 
     Clocks of a multiprocessor for an element are fitted to the 54 sizes of docs/performance.md at 2^25 elements, off by 7 %
-    (float32: 13 %) on the average: some for everything but the base's products; ``multiply_adds`` an element at what wgmma and
-    mma.sync reach beside the rest; more where a block of several groups of columns is alone on a multiprocessor, above all of
-    float32. A copy takes 0.228 clocks for 2 bytes in and out. None for powers of two, which that page lists as measured, and for
-    a caller's base, whose reads it does not count.
+    (float32: 10 %) on the average: some for everything but the base's products; ``multiply_adds`` an element at what wgmma and
+    mma.sync reach beside the rest; more where a block of several groups of columns is alone on a multiprocessor. A copy takes
+    0.228 clocks for 2 bytes in and out. None for powers of two, which that page lists as measured, and for a caller's base,
+    whose reads it does not count.
     """
     if not isinstance(configuration, BaseConfiguration) or configuration.base != BASE_SIGNS:
         return None
-    alone = configuration.minimum_blocks == 1 and configuration.groups > 1
+    alone = 0.016 * (configuration.minimum_blocks == 1 and configuration.groups > 1)
     if BY_CUDA_CODE[configuration.element_code].dtype == torch.float32:
-        return max(1.0, (0.34 + multiply_adds / 400 + 0.11 * alone) / 0.443)
-    return max(1.0, (0.20 + multiply_adds / (1670 if configuration.wgmma else 1130) + 0.015 * alone) / 0.228)
+        return max(1.0, (0.37 + multiply_adds / 430 + alone) / 0.443)
+    return max(1.0, (0.20 + multiply_adds / (1670 if configuration.wgmma else 1130) + alone) / 0.228)
 
 
 def _lines_of_stages(stages: tuple[Stage, ...], first: int) -> list[str]:
