@@ -2,6 +2,7 @@
 
     python benchmarks/tune_kernels.py --sizes 896,14336 --out DIR
     python benchmarks/tune_kernels.py --sizes 128,4096,14336 --format fp8_e4m3 --prologue --out DIR
+    python benchmarks/tune_kernels.py --sizes 3584,14336,18944 --format nvfp4 --block 16 --out DIR
 
 ``benchmarks/tune.py`` is for the plain transform of powers of two. For each size this takes the space below, not only the
 table: for ``m * 2^k`` also other numbers of column bits merged into the base, which give other bits. Processes compile first;
@@ -197,6 +198,11 @@ def operation(c: Configuration, rows: int, quantizer: Quantizer | None) -> Opera
     return run
 
 
+def codes_of(y: torch.Tensor, elements: int, quantizer: Quantizer) -> torch.Tensor:
+    """The bytes of the codes that :func:`operation` has written to the beginning of an output."""
+    return y.view(torch.uint8).flatten()[: elements * quantizer.format.encoding.bits // 8]
+
+
 def is_right(c: Configuration, x: torch.Tensor, quantizer: Quantizer | None, expected: torch.Tensor | None) -> bool:
     """Whether 40 rows are transformed, or quantized, as they should be."""
     rows, y = min(40, x.shape[0]), torch.full_like(x[:40], float("nan"))
@@ -204,7 +210,7 @@ def is_right(c: Configuration, x: torch.Tensor, quantizer: Quantizer | None, exp
     torch.cuda.synchronize()
     if quantizer is None:
         return error_ratio(y[:rows], exact_transform(x[:rows])) < (1.002 if c.element_code != 2 else 12)
-    codes = y.view(torch.uint8).flatten()[: rows * c.size].clone()
+    codes = codes_of(y, rows * c.size, quantizer).clone()
     return expected is None or float((codes != expected).double().mean()) < 2e-3
 
 
@@ -212,7 +218,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", required=True, help="comma-separated")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--format", default="", help="8-bit codes with a scale per row")
+    parser.add_argument("--format", default="", help="of codes that follow; with a scale per row")
+    parser.add_argument("--block", type=int, default=0, help="or with a scale for so many elements")
     parser.add_argument("--prologue", action="store_true", help="with silu_mul of one tensor of gates and ups")
     parser.add_argument("--elements", default=",".join(map(str, ELEMENTS)))
     parser.add_argument("--compile-only", action="store_true", help="needs the GPU for its architecture alone")
@@ -226,7 +233,7 @@ def main() -> None:
     quantizers: dict[int, Quantizer | None] = {}
     jobs: list[tuple[int, bool, Configuration]] = []
     for size in map(int, arguments.sizes.split(",")):
-        quantizer = Quantizer(FORMATS[arguments.format], size) if arguments.format else None
+        quantizer = Quantizer(FORMATS[arguments.format], arguments.block or size) if arguments.format else None
         prologue = fused_prologue(GatedActivation("silu", "gate_up"), size) if arguments.prologue else None
         fusion = None if quantizer is None else fusion_of(quantizer, size, False, prologue)
         quantizers[size] = quantizer
@@ -266,13 +273,17 @@ def main() -> None:
         if quantizer is not None and size not in expected:
             y = torch.empty_like(sample)
             operation(c, 40, quantizer)(sample, y)
-            expected[size] = y.view(torch.uint8).flatten()[: 40 * size].clone()
+            expected[size] = codes_of(y, 40 * size, quantizer).clone()
         for count in counts:
             rows = max(1, round(count / size))
             workload = arena.workload(reads * rows * size, COLD)
             if rows * size not in copies:
-                narrow = quantizer is not None
-                copies[rows * size] = time_narrower_copy(workload, 2 * reads) if narrow else time_copy(workload)[0]
+                of_codes = (
+                    0 if quantizer is None else 16 // quantizer.format.encoding.bits
+                )  # vectors read for one written
+                copies[rows * size] = (
+                    time_narrower_copy(workload, of_codes * reads) if of_codes else time_copy(workload)[0]
+                )
             us, copy_us = time_operation(operation(c, rows, quantizer), workload), copies[rows * size]
             lines.append(
                 {

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+import torch
 
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
@@ -55,3 +56,12 @@ def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, s
         assert configuration.size == size and configuration.fusion == fusion and configuration.runs_on(architecture)
     for configuration in found[len(set(mine)) :]:
         assert configuration.minimum_blocks <= architecture.blocks_that_fit(configuration.shared_bytes)
+
+
+@pytest.mark.parametrize(("name", "block", "bytes_of_64"), [("nvfp4", 16, 32), ("mxfp8", 32, 64), ("int4", 64, 32)])
+def test_codes_are_the_beginning_of_an_output(
+    tune_kernels: ModuleType, name: str, block: int, bytes_of_64: int
+) -> None:
+    output = torch.arange(128, dtype=torch.uint8).view(torch.bfloat16)
+    codes = tune_kernels.codes_of(output, 64, Quantizer(FORMATS[name], block))
+    assert codes.tolist() == list(range(bytes_of_64))
