@@ -159,6 +159,8 @@ __device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
   emulator::reduce_global_max(address, v, __func__);
 }
 
+__device__ __forceinline__ u32 mov_u32_tid_x() { return threadIdx.x; }
+
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
   return emulator::kSharedBase;
 }

@@ -1,7 +1,6 @@
 // base_products.cuh: the product with the base matrix, by mma.sync or wgmma.
 
 static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
-constexpr int kResults = 4 * kVectorElements;  // accumulators of a lane for one M tile and one group
 // The product's K may hold no column bit of another row.
 constexpr bool kSecondProduct = WGMMA || (kSixteenBit && !kPackedUnits);
 static_assert(!WGMMA || (kSixteenBit && (kDataParts == 1 || kPartsInPanels) && LOG2_SIZE >= 4 && STAGES > 0 && ORDER_WARPS % 4 == 0), "wgmma's bounds");
@@ -9,9 +8,6 @@ static_assert(!WGMMA || (kSixteenBit && (kDataParts == 1 || kPartsInPanels) && L
 constexpr bool kResident = kSixteenBit && kWordsOfTile * WARP_TILES <= 12 && kSteps * WARP_TILES * kGroups * kVectorElements * (kLastOrder + 1) <= 1024;
 constexpr bool kHeld = STAGES == 0 && kSteps * kGroups <= 4;  // all vectors are loaded before the first is used
 
-// Registers of a thread beside the accumulators of its products.
-constexpr int kMostRegisters = 65536 / (kThreads * MIN_BLOCKS) < 255 ? 65536 / (kThreads * MIN_BLOCKS) : 255;
-constexpr int kSpareRegisters = kMostRegisters - kResults * WARP_TILES * kGroups;
 // Steps of K whose products are under way at a time, by wgmma: their fragments take registers (9216 by three blocks: 1.27 with four
 // steps, 1.21 with two).
 constexpr int kInFlight = kSpareRegisters < 60 ? 1 : kSpareRegisters < 80 ? 2 : 4;
@@ -135,6 +131,21 @@ __device__ __forceinline__ void order_after_wait(Accumulators& sum) {
   for (int i = 0; i < kResults; ++i) order_after(sum[i / 4][i % 4]);
 }
 
+// Calls `visit` with Constant<0> to Constant<COUNT - 1>. A loop that is too long for the compiler stays one, `#pragma unroll` or not,
+// and then chooses among registers by its number, for which they go to local memory.
+template <int VALUE>
+struct Constant {
+  static constexpr int value = VALUE;
+};
+
+template <int COUNT, typename Visit>
+__device__ __forceinline__ void each_constant(Visit visit) {
+  if constexpr (COUNT > 0) {
+    each_constant<COUNT - 1>(visit);
+    visit(Constant<COUNT - 1>{});
+  }
+}
+
 // Hands the fragments of the warp's tiles to `multiply(step, fragments)`, and calls `finish()` where all products so far must end:
 // if fragments are written while others of the same registers are read, the compiler makes every product wait for the one
 // before (message C7513). Steps are constants once all is inlined, but for those of many words.
@@ -160,13 +171,18 @@ __device__ __forceinline__ void apply_base(const Base& base, const u32 (&residen
       if ((s + 1) % kInFlight == 0 || s + 1 == steps) finish();
     }
   };
-  load(word, 0);
-#pragma unroll (kResident ? kWordsOfTile : 1)
-  for (int index = 0; index < kWhole; ++index) {
+  const auto multiply_whole_word = [&](int index) {
     load(next, index + 1);
     multiply_word(index, kWordSteps);
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) word[tile] = next[tile];
+  };
+  load(word, 0);
+  if constexpr (kResident) {
+    each_constant<kWhole>([&](auto index) { multiply_whole_word(index.value); });
+  } else {
+#pragma unroll 1
+    for (int index = 0; index < kWhole; ++index) multiply_whole_word(index);
   }
   if (kRest > 0) multiply_word(kWhole, kRest);
 #else

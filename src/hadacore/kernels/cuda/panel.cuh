@@ -24,6 +24,10 @@ constexpr bool kGathered = LOG2_SIZE < kLog2Vector;  // a vector holds elements 
 constexpr int kPiece = kGathered ? kColumns : kVectorElements;  // elements of a vector that are side by side in memory
 constexpr int kPieceBytes = kPiece * kElementBytes;             // 2, 4 or 8 where vectors are gathered
 constexpr int kThreads = 32 * ORDER_WARPS * UNITS;
+constexpr int kResults = 4 * kVectorElements;  // accumulators of a lane for one M tile and one group
+// Registers of a thread beside the accumulators of its products.
+constexpr int kMostRegisters = 65536 / (kThreads * MIN_BLOCKS) < 255 ? 65536 / (kThreads * MIN_BLOCKS) : 255;
+constexpr int kSpareRegisters = kMostRegisters - kResults * WARP_TILES * kGroups;
 constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
 // With a prologue there is a second panel, of up or the residual, which the result, as bfloat16 high + low, then shares with the
@@ -131,12 +135,15 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
   constexpr int kAcross = kChunks < kThreads ? kChunks : kThreads;
   constexpr int kAtOnce = kThreads / kAcross;  // i that the block copies at a time
   constexpr int kTimes = (ORDER + kAtOnce - 1) / kAtOnce;
-  const int first_i = threadIdx.x / kAcross;
+  // Where registers are few the thread's number is read for every stage, so that what follows from it is not kept over the rest of
+  // the loop: 36864 spilled 8 bytes.
+  const u32 thread = !ENCODING && kSpareRegisters < 50 ? mov_u32_tid_x() : threadIdx.x;
+  const int first_i = thread / kAcross;
   if (kThreads % kAcross != 0 && first_i >= kAtOnce) return;
 #pragma unroll 1
   for (int slot = 0; slot < UNITS; ++slot) {
 #pragma unroll
-    for (int chunk = threadIdx.x % kAcross; chunk < kChunks; chunk += kAcross) {
+    for (int chunk = thread % kAcross; chunk < kChunks; chunk += kAcross) {
       const i64 unit = first_unit + slot;
       const int column = chunk * kVectorElements;
       const i64 row = row_of(unit, column);

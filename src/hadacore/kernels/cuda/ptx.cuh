@@ -63,6 +63,13 @@ __device__ __forceinline__ void red_global_max_u32(void* address, u32 v) {
 
 extern __shared__ __align__(1024) uint4 dynamic_shared_memory[];  // as wgmma's swizzle wants it
 
+// mov of %tid.x, which the compiler does not know to be the same each time.
+__device__ __forceinline__ u32 mov_u32_tid_x() {
+  u32 thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // cvta.to.shared: where this block's dynamic shared memory starts in the .shared window.
 __device__ __forceinline__ u32 cvta_to_shared_dynamic() {
   u64 address;
