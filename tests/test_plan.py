@@ -247,3 +247,10 @@ def test_no_more_blocks_fit_than_loop_over_rows(architecture: Architecture) -> N
             fitting = architecture.blocks_that_fit(launched)
             assert (fitting <= c.minimum_blocks) if c.stages == 2 else launched == c.shared_bytes
     assert BY_ARCHITECTURE["sm_90a"].least_bytes_of(1) == 114 * 1024
+
+
+def test_a_plan_names_the_shared_memory_of_its_launch() -> None:
+    """Two blocks of 256 threads: 57,344 bytes for two panels, 77,824 so that no third fits."""
+    planned = hadacore.plan(14336, torch.bfloat16, rows=2341, architecture="sm_90a")
+    assert "launch   264 blocks of 256 threads, 77824 bytes of shared memory a block" in str(planned)
+    assert planned.configuration is not None and planned.configuration.shared_bytes == 57344

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
+from hadacore.backends.cuda.launch import launched_bytes
 from hadacore.backends.selection import default_backend
 from hadacore.checks import check_base_matrix, check_block_size
 from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
@@ -150,11 +151,12 @@ class Plan:
         else:
             lines += _lines_of_stages(self.stages, 1)
         c = self.configuration
-        if c is not None:
+        if c is not None and self.architecture is not None:
             blocks = c.grid(p.rows, self.multiprocessors) * c.cluster
+            shared_bytes = launched_bytes(c, self.architecture)
             lines.append(f"  kernel   {c}")
             lines.append(
-                f"  launch   {blocks} blocks of {c.threads} threads, {c.shared_bytes} bytes of shared memory a block"
+                f"  launch   {blocks} blocks of {c.threads} threads, {shared_bytes} bytes of shared memory a block"
             )
         lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
         if self.multiply_adds:

@@ -65,17 +65,21 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
+def launched_bytes(configuration: Configuration, architecture: Architecture) -> int:
+    """Shared memory that a block is launched with."""
+    if isinstance(configuration, BaseConfiguration):
+        return configuration.launched_bytes(architecture)
+    return configuration.shared_bytes
+
+
 def launch_shape(
     configuration: Configuration, rows: int, multiprocessors: int, architecture: Architecture
 ) -> dict[str, Any]:
     """The launch of ``rows`` rows (of ``columns.cu``, tiles) as keyword arguments of ``cuda.core.LaunchConfig``."""
-    shared_bytes = configuration.shared_bytes
-    if isinstance(configuration, BaseConfiguration):
-        shared_bytes = configuration.launched_bytes(architecture)
     shape: dict[str, Any] = {
         "grid": configuration.grid(rows, multiprocessors),
         "block": configuration.threads,
-        "shmem_size": shared_bytes,
+        "shmem_size": launched_bytes(configuration, architecture),
     }
     if configuration.cluster > 1:
         shape["cluster"] = configuration.cluster
