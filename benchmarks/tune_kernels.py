@@ -32,7 +32,7 @@ from hadacore.benchmarking import provenance
 from hadacore.benchmarking.accuracy import error_ratio, exact_transform
 from hadacore.benchmarking.copy import time_copy, time_narrower_copy
 from hadacore.benchmarking.report import write_csv, write_whole
-from hadacore.benchmarking.timing import COLD, Arena, Operation, time_operation
+from hadacore.benchmarking.timing import COLD, Arena, Operation, Workload, time_operation
 from hadacore.elements import BY_NAME
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
@@ -203,6 +203,13 @@ def codes_of(y: torch.Tensor, elements: int, quantizer: Quantizer) -> torch.Tens
     return y.view(torch.uint8).flatten()[: elements * quantizer.format.encoding.bits // 8]
 
 
+def time_of_copy(workload: Workload, quantizer: Quantizer | None, reads: int) -> float:
+    """Microseconds of a copy of what is read, ``reads`` tensors of 16 bits an element with codes, and of what is written."""
+    if quantizer is None:
+        return time_copy(workload)[0]
+    return time_narrower_copy(workload, reads * 16 // quantizer.format.encoding.bits)
+
+
 def is_right(c: Configuration, x: torch.Tensor, quantizer: Quantizer | None, expected: torch.Tensor | None) -> bool:
     """Whether 40 rows are transformed, or quantized, as they should be."""
     rows, y = min(40, x.shape[0]), torch.full_like(x[:40], float("nan"))
@@ -278,12 +285,7 @@ def main() -> None:
             rows = max(1, round(count / size))
             workload = arena.workload(reads * rows * size, COLD)
             if rows * size not in copies:
-                of_codes = (
-                    0 if quantizer is None else 16 // quantizer.format.encoding.bits
-                )  # vectors read for one written
-                copies[rows * size] = (
-                    time_narrower_copy(workload, of_codes * reads) if of_codes else time_copy(workload)[0]
-                )
+                copies[rows * size] = time_of_copy(workload, quantizer, reads)
             us, copy_us = time_operation(operation(c, rows, quantizer), workload), copies[rows * size]
             lines.append(
                 {
