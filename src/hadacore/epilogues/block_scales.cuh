@@ -13,8 +13,7 @@ constexpr u32 kNaNBits = 0x7fc00000u;
 constexpr float kSmallestScale = 0x1p-126f;
 
 // The correctly rounded reciprocal of a scale that is made here, between 2^-126 and 2^126 (the largest float over 6) or NaN: the
-// estimate and a step of Newton's method, which is what rcp.rn.f32 does there. For the rest that has a call, and with a call
-// in it a kernel that wgmma leaves few registers waits for every single wgmma (message C7512).
+// estimate and a step of Newton's method, which is what rcp.rn.f32 does there. For the rest that has a call.
 __device__ __forceinline__ float reciprocal_of_scale(float scale) {
   const float estimate = rcp_approx_ftz_f32(scale);
   return fma_rn_f32(estimate, fma_rn_f32(-estimate, scale, 1.f), estimate);

@@ -334,7 +334,7 @@ _SIXTEEN_BIT_HOPPER = (
 
 # With a quantizer, measured with FP8 codes and a scale per row; all else is as above.
 _QUANTIZING_HOPPER = (
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6), wide=False), _Row(1, 5, 3, 2, 1, 2, 4, from_tiles=5),
+    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6), wide=False),
     _Row(1, 12, 3, 4, 1, 2, 3, True, from_tiles=9, wide=False),
     _Row(2, 5, 1, 5, 1, 2, 3, from_tiles=5), _Row(2, 8, 2, 4, 1, 2, 2, True, from_tiles=6),
     _Row(4, 8, 1, 8, 1, 2, 1, True, from_tiles=5), _Row(4, 16, 1, 8, 1, 2, 1, True, 2, from_tiles=13),

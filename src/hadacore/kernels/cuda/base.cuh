@@ -90,7 +90,7 @@ struct Base {
 
 struct Base {
   // 1, 1. As the compiler does not know that `rows` is never negative, this is in a register; as a constant it would be put there
-  // again for every register of a fragment, 6 % of the instructions of 7168.
+  // again for every register of a fragment, 6 % of the instructions of 7168. Not where few registers are left: 10240 with codes spilled.
   u32 one_pair;
 
   // Word `index` of M tile `tile`; those past the last tile are never used.

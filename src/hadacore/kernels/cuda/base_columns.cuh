@@ -1,8 +1,5 @@
 // base_columns.cuh: the column bits, contracted in the registers of one warp after the base.
 
-constexpr bool kWideProduct = WGMMA && WIDE;  // all column bits of a group by wgmma
-static_assert(!kWideProduct || !kPackedUnits, "all columns of a group are of one row");
-constexpr u32 kColumnMatrix = STAGES * kStageBytes;    // where its B is, from the start of shared memory
 // [half: i' + 8][upper column bit][the other bits that a lane holds]: c5 and c2 c1 c0; wgmma: c5 and c4 c1 c0; float32: c4 and c1 c0
 using Results = float[2][2][kVectorElements];
 

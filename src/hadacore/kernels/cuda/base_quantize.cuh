@@ -6,7 +6,6 @@
 //   lane bits 2 3 4   half: i' + 8                                                               (bits of the row i' of the panel)
 // and with fewer columns than a group, those above LOG2_SIZE tell rows apart. A block of the quantizer takes the lowest bits.
 
-constexpr bool kNarrow = WGMMA && !kWideProduct;
 constexpr int kRunParts = kNarrow ? 2 : 1;
 constexpr int kRun = kVectorElements / kRunParts;
 constexpr int kLog2Run = kLog2Vector - (kNarrow ? 1 : 0);

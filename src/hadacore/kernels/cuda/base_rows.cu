@@ -141,7 +141,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
                   scale_of_unit, lane, maxima);
 #else
     contract_columns(results, value, columns, column_matrix, lane, [&](int tile) {
-      constexpr bool kNarrow = WGMMA && !kWideProduct;  // a lane has runs of 4 elements only
       const Target target(problem, unit, 16 * (first_tile + tile) + (lane >> 2), (kNarrow ? 4 : kVectorElements) * t);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

@@ -41,6 +41,12 @@ static_assert(!PROLOGUE || (!kRotary && !STRIDED && !kGathered && STAGES > 0), "
 static_assert(!kNormalises || (kUnitRows == 1 && ROW_ELEMENTS == kSize), "squares are summed over a unit");
 #endif
 constexpr u32 kStageBytes = UNITS * kUnitBytes;
+constexpr bool kWideProduct = WGMMA && WIDE;  // all column bits of a group by wgmma
+constexpr bool kNarrow = WGMMA && !WIDE;      // a lane's results are runs of 4 elements only
+static_assert(!kWideProduct || !kPackedUnits, "all columns of a group are of one row");
+// What shared memory holds after the stages, from its start: the B matrix of a wide product, then sums of squares.
+constexpr u32 kColumnMatrix = STAGES * kStageBytes;
+constexpr u32 kSquares = kColumnMatrix + (kWideProduct ? 64 * 64 * 2 : 0);
 
 // A vector of a unit: its chunk among all of the unit's, and its i.
 struct Place {
@@ -117,9 +123,8 @@ __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place
   return SIGNS == SIGNS_BEFORE ? flip_signs(v, signs_of_place(r, unit, place)) : v;
 }
 
-// For RMSNorm, after the column matrix: the sums of squares of a unit, for two stages in turn. A sum is of those chunks of an i that
-// the lanes of one warp hold, all of them but where float32 has 256 columns.
-constexpr u32 kSquares = STAGES * kStageBytes + (WGMMA && WIDE ? 64 * 64 * 2 : 0);
+// For RMSNorm, the sums of squares of a unit, for two stages in turn. A sum is of those chunks of an i that the lanes of one warp
+// hold, all of them but where float32 has 256 columns.
 constexpr int kChunksOfSum = kChunks < 32 ? kChunks : 32;
 constexpr int kSums = ORDER * (kChunks / kChunksOfSum);
 constexpr u32 kSquaresBytes = kNormalises ? UNITS * kSums * 4 : 0;  // of a stage
@@ -160,31 +165,28 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
   }
 }
 
-// Start to copy the units of a stage; zeros where there is no row.
+// Starts to copy a vector; zeros if there is none.
+__device__ __forceinline__ void copy_vector(u32 address, const char* source, bool exists) {
+  if (kRowsExist) cp_async_cg_16(address, source);
+  else cp_async_cg_16_or_zeros(address, source, exists);
+}
+
+// Start to copy the units of a stage.
 __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 stage) {
   each_own_vector<false>(r, first_unit, stage, [&](i64 unit, const Place& place, u32 address, const char* source, bool exists) {
     if (kGathered) {
       st_shared_v4_b32(address, load_place(r, unit, place));
       return;
     }
-    if (kRowsExist) cp_async_cg_16(address, source);
-    else cp_async_cg_16_or_zeros(address, source, exists);
-    if (!kHasSecond) return;
-    if (kRowsExist) cp_async_cg_16(address + kPanelBytes, source + r.second);
-    else cp_async_cg_16_or_zeros(address + kPanelBytes, source + r.second, exists);
+    copy_vector(address, source, exists);
+    if (kHasSecond) copy_vector(address + kPanelBytes, source + r.second, exists);
   });
   cp_async_commit_group();
 }
 
 #if PROLOGUE
 // A vector after the prologue, `v`, takes the place of what it is made of.
-__device__ __forceinline__ void put_values(u32 address, VectorValues v, uint4 signs) {
-  const u32 sign_word[4] = {signs.x, signs.y, signs.z, signs.w};
-#pragma unroll
-  for (int i = 0; i < kVectorElements; ++i) {
-    const u32 sign = sign_word[i * kElementBytes / 4];
-    if (SIGNS == SIGNS_BEFORE) v.v[i] = mov_f32_b32(mov_b32_f32(v.v[i]) ^ (kSixteenBit && i % 2 == 0 ? sign << 16 : sign) & 0x80000000u);
-  }
+__device__ __forceinline__ void put_values(u32 address, const VectorValues& v) {
   u32 first[4], second[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -204,14 +206,19 @@ __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& pr
       const RawVector raw = {ld_shared_v4(address), kHasSecond ? ld_shared_v4(address + kPanelBytes) : make_uint4(0, 0, 0, 0)};
       const int column = place.chunk * kVectorElements;
       const u64 index = row_of(unit, column) * kSize + offset_in_row(place.i, column);
-      const VectorValues values = prologue.apply(raw, index, squares);
-      put_values(address, values, SIGNS == SIGNS_BEFORE ? signs_of_place(r, unit, place) : make_uint4(0, 0, 0, 0));
+      VectorValues values = prologue.apply(raw, index, squares);
+      if (SIGNS == SIGNS_BEFORE) {
+        SignBits<4> sign_bits;
+        sign_bits.clear();
+        sign_bits.insert_vector(0, signs_of_place(r, unit, place));
+        apply_signs(values, sign_bits, 0);
+      }
+      put_values(address, values);
     } else if (!kHasSecond && !kRowsExist && place.i < ORDER) {
       st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));  // the first panel has them already
     }
     if (!kNormalises) return;
-#pragma unroll
-    for (int distance = 1; distance < kChunksOfSum; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
+    squares = sum_of_squares(reinterpret_cast<float(&)[1]>(squares), kChunksOfSum);
     const int sum = (int)(unit - first_unit) * kSums + place.i * (kChunks / kChunksOfSum) + place.chunk / kChunksOfSum;
     if (place.chunk % kChunksOfSum == 0 && place.i < ORDER) st_shared_f32(squares_of_stage + 4 * sum, squares);
   });
@@ -222,9 +229,7 @@ __device__ __forceinline__ float factor_of_unit(u32 squares_of_unit, float epsil
   float squares = 0.f;
 #pragma unroll
   for (int i = 0; i < kSums; i += 32) squares = add_rn_f32(squares, i + lane < kSums ? ld_shared_f32(squares_of_unit + 4 * (i + lane)) : 0.f);
-#pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) squares = add_rn_f32(squares, shfl_sync_bfly(squares, distance));
-  return root_mean_square_factor(squares, epsilon);
+  return root_mean_square_factor(sum_of_squares(reinterpret_cast<float(&)[1]>(squares), 32), epsilon);
 }
 #endif
 
