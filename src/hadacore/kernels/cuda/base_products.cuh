@@ -131,18 +131,14 @@ __device__ __forceinline__ void order_after_wait(Accumulators& sum) {
   for (int i = 0; i < kResults; ++i) order_after(sum[i / 4][i % 4]);
 }
 
-// Calls `visit` with Constant<0> to Constant<COUNT - 1>. A loop that is too long for the compiler stays one, `#pragma unroll` or not,
-// and then chooses among registers by its number, for which they go to local memory.
-template <int VALUE>
-struct Constant {
-  static constexpr int value = VALUE;
-};
-
+// Calls `visit` with 0 to COUNT - 1, which are constants once it is inlined. A loop that is too long for the compiler stays one,
+// `#pragma unroll` or not, and then chooses among registers by its number, for which they go to local memory. (A generic lambda
+// would be a host function to NVRTC 13.0.)
 template <int COUNT, typename Visit>
-__device__ __forceinline__ void each_constant(Visit visit) {
+__device__ __forceinline__ void each_number(Visit visit) {
   if constexpr (COUNT > 0) {
-    each_constant<COUNT - 1>(visit);
-    visit(Constant<COUNT - 1>{});
+    each_number<COUNT - 1>(visit);
+    visit(COUNT - 1);
   }
 }
 
@@ -179,7 +175,7 @@ __device__ __forceinline__ void apply_base(const Base& base, const u32 (&residen
   };
   load(word, 0);
   if constexpr (kResident) {
-    each_constant<kWhole>([&](auto index) { multiply_whole_word(index.value); });
+    each_number<kWhole>(multiply_whole_word);
   } else {
 #pragma unroll 1
     for (int index = 0; index < kWhole; ++index) multiply_whole_word(index);
