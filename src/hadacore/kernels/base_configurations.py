@@ -16,6 +16,7 @@ from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
+from hadacore.matrices.orders import construction
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
 
@@ -27,6 +28,9 @@ LARGEST_ORDER = 2048
 
 #: Blocks of a cluster that every GPU with clusters takes.
 MAXIMUM_CLUSTER = 8
+
+# Rows of a base that one block holds, two tiles in each of 16 warps.
+_LARGEST_WHOLE = 512
 
 # Of a block that holds a row alone: with 128 accumulators a thread, all the registers there are.
 _MOST_WARPS = 14
@@ -53,6 +57,8 @@ class BaseConfiguration:
         wgmma: Products by wgmma, which reads the panel from shared memory; compute capability 9.0 only.
         wide: With wgmma and whole groups of columns: the second product contracts all six column bits by wgmma too, rather than
             four of them by mma.sync.
+        halves: ``order`` is half of the matrix's, whose lowest index bit is the highest column bit (``base_halves.cuh``). Of Paley's
+            second construction, by wgmma.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -74,6 +80,7 @@ class BaseConfiguration:
     minimum_blocks: int = 1
     wgmma: bool = False
     wide: bool = False
+    halves: bool = False
     base: int = BASE_SIGNS
     transposed: bool = False
     programmatic: int = AFTER_LOADS
@@ -103,6 +110,8 @@ class BaseConfiguration:
             )
         if self.wide and not (self.wgmma and self.log2_size >= self.log2_group):
             raise ValueError(f"the wide second product is wgmma's, of whole groups of columns: {self}")
+        if self.halves and not (self.wgmma and self.base == BASE_SIGNS and self.log2_merge == 0):
+            raise ValueError(f"a base of half the order is this library's, by wgmma, and takes no column bits: {self}")
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
         columns = 64 * 64 * 2 if self.wide else 0
@@ -229,6 +238,7 @@ class BaseConfiguration:
             "MIN_BLOCKS": self.minimum_blocks,
             "WGMMA": int(self.wgmma),
             "WIDE": int(self.wide),
+            "HALVES": int(self.halves),
             "BASE": self.base,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -241,6 +251,8 @@ class BaseConfiguration:
         parts.append(("from global memory", "staged", "staged, next one prefetched")[self.stages])
         if self.wgmma:
             parts.append("wgmma, wide second product" if self.wide else "wgmma")
+        if self.halves:
+            parts.append("half of the base's order")
         if self.splits > 1:
             parts.append(f"{self.splits} blocks/row")
         if self.programmatic:
@@ -291,6 +303,12 @@ def merged_columns(order: int, log2_columns: int, element_code: int, base: int) 
     return merged
 
 
+def has_halves(order: int, log2_columns: int) -> bool:
+    """Whether a kernel may multiply by half of this library's base: ``halves`` of ``BaseConfiguration``."""
+    found = construction(order)
+    return found is not None and found.conference and 3 <= log2_columns < MAXIMUM_LOG2_COLUMNS
+
+
 @dataclass(frozen=True)
 class _Row:
     """A line of the table: for ``groups`` of columns and up to ``order_tiles`` tiles."""
@@ -323,7 +341,8 @@ _SIXTEEN_BIT_HOPPER = (
     _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
     _Row(1, 5, 3, 2, 1, 2, 4), _Row(1, 8, 2, 4, 1, 2, 3, True, wide=False),
     _Row(1, 12, 3, 4, 1, 2, 2, True, log2_sizes=(4, 4)), _Row(1, 12, 3, 4, 1, 2, 3, True, wide=False),
-    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
+    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 2, 16, 1, 2, 1, True, from_tiles=17, log2_sizes=(6, 6)),
+    _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
     _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
     _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 4, True, wide=False),
     _Row(2, 8, 1, 8, 1, 2, 2, True, wide=False), _Row(2, 12, 1, 12, 1, 2, 1, True, wide=False),
@@ -432,12 +451,17 @@ def base_candidates(
         element_code, order << merged, merged, log2_columns - merged, tiles, base=base, transposed=transposed,
         programmatic=AFTER_LOADS if architecture.has_programmatic_launch else ALONE,
     )  # fmt: skip
-    row = None
+    row, halved = None, False
     if architecture.has_wgmma and base == BASE_SIGNS and element_code != _FLOAT32:
         row = _row_of_table(plain, fusion)
+        if order > _LARGEST_WHOLE and has_halves(order, log2_columns):
+            of_halves = replace(plain, order=order // 2, log2_size=log2_columns + 1)
+            row_of_halves = _row_of_table(of_halves, fusion)
+            if row_of_halves is not None and row_of_halves.wgmma:
+                plain, row, halved = of_halves, row_of_halves, True
     if row is None or (row.wgmma and plain.log2_size < 4):
         row = _generic_row(plain)
-    many = _with_row(plain, row)
+    many = replace(_with_row(plain, row), halves=halved)
     found = []
     for c in (*_fewer_rows(many), many):
         # Where shared memory does not hold two panels, one; where not even one, vectors come from global memory.

@@ -34,9 +34,15 @@ def sign_words(matrix: Matrix) -> npt.NDArray[np.uint32]:
     return words
 
 
-def dense_base(size: int, log2_merge: int, transposed: bool) -> Matrix:
-    """``kron(H_m, Sylvester(2^log2_merge))`` of the size's H_m, or its transpose."""
-    matrix = np.kron(base_matrix(factor(size)), sylvester(log2_merge))
+def dense_base(size: int, log2_merge: int, transposed: bool, halves: bool) -> Matrix:
+    """``kron(H_m, Sylvester(2^log2_merge))`` of the size's H_m, or its transpose.
+
+    ``halves``: of an H_m that is ``C (x) [[1, 1], [1, -1]] + I (x) [[1, -1], [-1, -1]]``, ``C - I``: ``base_halves.cuh`` has the rest.
+    """
+    base = base_matrix(factor(size))
+    if halves:
+        return base[0::2, 1::2]
+    matrix = np.kron(base, sylvester(log2_merge))
     return matrix.T if transposed else matrix
 
 

@@ -40,6 +40,7 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
         "base.cuh",
         "panel.cuh",
         "base_products.cuh",
+        "base_halves.cuh",
         "base_columns.cuh",
         "base_store.cuh",
         "base_rows.cu",
@@ -68,14 +69,15 @@ def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
     """
     base = None
     if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
-        base = (configuration.size, configuration.log2_merge, configuration.transposed)
+        c = configuration
+        base = (c.size, c.log2_merge, c.transposed, c.halves)
     fusion = configuration.fusion
     has_prologue = fusion is not None and fusion.prologue is not None
     return _text(configuration.kernel, base, fusion is not None, has_prologue, ptx)
 
 
 @functools.lru_cache(maxsize=64)
-def _text(kernel: str, base: tuple[int, int, bool] | None, quantizes: bool, has_prologue: bool, ptx: bool) -> str:
+def _text(kernel: str, base: tuple[int, int, bool, bool] | None, quantizes: bool, has_prologue: bool, ptx: bool) -> str:
     parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
     parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
     if base is not None:

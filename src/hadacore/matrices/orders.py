@@ -37,11 +37,13 @@ class Construction:
         name: The construction with its argument, such as ``"PaleyI(27)"``.
         symmetric: Whether the matrix is its own transpose.
         build: Builds it, without a cache.
+        conference: Whether it is ``C (x) [[1, 1], [1, -1]] + I (x) [[1, -1], [-1, -1]]``, C symmetric with 0 on the diagonal.
     """
 
     name: str
     symmetric: bool
     build: Callable[[], Matrix] = field(compare=False, repr=False)
+    conference: bool = field(default=False, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.name
@@ -106,7 +108,7 @@ def _paley2(order: int) -> Construction | None:
     q = order // 2 - 1
     if q % 4 != 1 or prime_power(q) is None:
         return None
-    return Construction(f"PaleyII({q})", True, partial(constructions.paley2, q))
+    return Construction(f"PaleyII({q})", True, partial(constructions.paley2, q), conference=True)
 
 
 def _williamson(order: int) -> Construction | None:

@@ -124,6 +124,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll
     for (int i = 0; i < WARP_TILES * kGroups; ++i) order_after_wait(value[i / kGroups][i % kGroups]);
 #endif
+#if HALVES
+#pragma unroll
+    for (int tile = 0; tile < WARP_TILES; ++tile) add_halves(value[tile], stage + slot * kUnitBytes, first_tile + tile, lane);
+#endif
     // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
     if (STAGES == 0) bar_warp_sync();
 
