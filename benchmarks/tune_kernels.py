@@ -33,11 +33,11 @@ from hadacore.benchmarking.accuracy import error_ratio, exact_transform
 from hadacore.benchmarking.copy import time_copy, time_narrower_copy
 from hadacore.benchmarking.report import write_csv, write_whole
 from hadacore.benchmarking.timing import COLD, Arena, Operation, Workload, time_operation
-from hadacore.elements import BY_NAME
+from hadacore.elements import BY_CUDA_CODE, BY_NAME
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import Architecture, architecture_of
-from hadacore.kernels.base_configurations import MAXIMUM_LOG2_COLUMNS, BaseConfiguration, base_candidates
+from hadacore.kernels.base_configurations import MAXIMUM_LOG2_COLUMNS, BaseConfiguration, base_candidates, has_halves
 from hadacore.kernels.configurations import (
     AFTER_LOADS,
     AFTER_WAIT,
@@ -94,34 +94,43 @@ def with_base(code: int, order: int, log2_columns: int) -> Iterator[BaseConfigur
     """Configurations of ``order * 2^log2_columns``."""
     for merged in range(max(0, log2_columns - MAXIMUM_LOG2_COLUMNS), log2_columns - 2):
         dense, log2_size = order << merged, log2_columns - merged
-        order_tiles = -(-dense // 16)
         if dense > 1024 or (log2_size < 5 and log2_columns > 5) or (dense > 256 and log2_size < 6 and order < 128):
             continue
-        plain = BaseConfiguration(code, dense, merged, log2_size, order_tiles)
-        small = order_tiles * plain.groups <= 4  # from global memory as well as by panels; mma.sync as well as wgmma
-        products = [(False, False), (True, False), *([(True, True)] if plain.log2_size >= plain.log2_group else [])]
-        for (wgmma, wide), tiles, stages in itertools.product(products, (1, 2, 3, 4), (0, 1, 2)):
-            warps = -(-order_tiles // tiles)
-            splits = -(-warps // 16)
-            warps = -(-warps // splits)
-            if wgmma:
-                warps = -(-warps // 4) * 4
-            accumulators = 32 * tiles * plain.groups
-            if accumulators > 192 or (stages < 2 and not small) or (tiles == 4 and plain.groups > 1):
+        yield from of_panel(BaseConfiguration(code, dense, merged, log2_size, -(-dense // 16)), False)
+    if BY_CUDA_CODE[code].bytes == 2 and has_halves(order, log2_columns):
+        yield from of_panel(BaseConfiguration(code, order // 2, 0, log2_columns + 1, -(-order // 32)), True)
+
+
+def of_panel(plain: BaseConfiguration, halves: bool) -> Iterator[BaseConfiguration]:
+    """Configurations of one panel, by warps, blocks and products."""
+    order_tiles = plain.order_tiles
+    small = order_tiles * plain.groups <= 4  # from global memory as well as by panels; mma.sync as well as wgmma
+    large = order_tiles > 16  # without the next row on its way too, and by one block more a row
+    products = [(False, False), (True, False), *([(True, True)] if plain.log2_size >= plain.log2_group else [])]
+    for (wgmma, wide), tiles, stages, more in itertools.product(products, (1, 2, 3, 4), (0, 1, 2), range(1 + large)):
+        warps = -(-order_tiles // tiles)
+        splits = -(-warps // 16) + more
+        warps = -(-warps // splits)
+        if wgmma:
+            warps = -(-warps // 4) * 4
+        accumulators = 32 * tiles * plain.groups
+        if accumulators > 192 or stages < (0 if small else 1 if large else 2) or (tiles == 4 and plain.groups > 1):
+            continue
+        if not wgmma and order_tiles * plain.groups > 14 and accumulators < 128:
+            continue  # twice as slow as wgmma wherever it was tried
+        for units in {1, max(1, 4 // warps)} if stages == 0 or not wgmma else {1}:
+            threads = 32 * warps * units
+            if 65536 // threads < accumulators + 24:
                 continue
-            if not wgmma and order_tiles * plain.groups > 14 and accumulators < 128:
-                continue  # twice as slow as wgmma wherever it was tried
-            for units in {1, max(1, 4 // warps)} if stages == 0 or not wgmma else {1}:
-                threads = 32 * warps * units
-                most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
-                for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
-                    try:
-                        yield replace(
-                            plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
-                            minimum_blocks=blocks, wgmma=wgmma, wide=wide,
-                        )  # fmt: skip
-                    except ValueError:
-                        continue
+            most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
+            for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
+                try:
+                    yield replace(
+                        plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
+                        minimum_blocks=blocks, wgmma=wgmma, wide=wide, halves=halves,
+                    )  # fmt: skip
+                except ValueError:
+                    continue
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:

@@ -35,7 +35,7 @@ UNTOUCHED = 77.0
 SIZES = [
     (12, 9), (20, 71), (24, 35), (40, 35), (72, 9), (80, 37), (96, 9), (160, 9), (192, 5), (360, 35), (576, 5), (768, 9),
     (896, 3), (960, 5), (1536, 5), (2304, 5), (2880, 5), (3584, 3), (5120, 2), (8960, 2), (10240, 2), (12288, 2),
-    (13696, 3), (14336, 2), (15360, 1), (18944, 1), (28672, 1), (36864, 1),
+    (13696, 3), (14336, 2), (15360, 1), (18944, 1), (28672, 1), (29568, 3), (36864, 1),
 ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def _check(y: Tensor, exact: Tensor, x: Tensor, c: BaseConfiguration) -> None:
 @pytest.mark.parametrize(("size", "rows"), SIZES)
 @pytest.mark.parametrize("code", range(3), ids=["float16", "bfloat16", "float32"])
 def test_every_candidate_is_right_and_gives_the_same_bits(code: int, size: int, rows: int) -> None:
-    if size > 6000 and code != size // 64 % 3 and size not in (14336, 18944):
+    if size > 6000 and code != size // 64 % 3 and size not in (14336, 18944, 29568):
         pytest.skip("one type of each large size, to keep the suite quick")
     matrix = factor(size)
     found = base_candidates(code, matrix.base_order, matrix.log2, BY_NAME["sm_90a"])
@@ -116,7 +116,7 @@ def test_gpus_without_wgmma(architecture: str, size: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "rows"), [(20, 9), (80, 9), (172, 5), (360, 9), (768, 5), (1536, 3), (2880, 5), (5120, 2)]
+    ("size", "rows"), [(20, 9), (80, 9), (172, 5), (360, 9), (768, 5), (1536, 3), (2880, 5), (5120, 2), (29568, 3)]
 )
 @pytest.mark.parametrize("signs_are", [SIGNS_BEFORE, SIGNS_AFTER])
 @pytest.mark.parametrize("code", [0, 2])
@@ -140,7 +140,7 @@ def test_signs_inverse_and_in_place(code: int, signs_are: int, size: int, rows: 
             assert torch.equal(_run(signed, x, signs=signs, in_place=True), y)
 
 
-@pytest.mark.parametrize(("size", "code"), [(96, 0), (768, 1), (2880, 0), (5120, 0), (1536, 2)])
+@pytest.mark.parametrize(("size", "code"), [(96, 0), (768, 1), (2880, 0), (5120, 0), (1536, 2), (29568, 1)])
 def test_strided_rows(size: int, code: int) -> None:
     matrix = factor(size)
     for c in base_candidates(code, matrix.base_order, matrix.log2, BY_NAME["sm_90a"]):
@@ -157,7 +157,7 @@ def test_strided_rows(size: int, code: int) -> None:
         assert (out[:, size:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize(("size", "rows"), [(20, 16), (96, 9), (360, 9), (2880, 9), (768, 9), (5120, 3)])
+@pytest.mark.parametrize(("size", "rows"), [(20, 16), (96, 9), (360, 9), (2880, 9), (768, 9), (5120, 3), (29568, 3)])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rows_stay_apart(size: int, rows: int, poison: float) -> None:
     """Neighbours in a unit, in a block, and in shared memory: whatever one row holds, the others keep their bits."""
@@ -229,8 +229,39 @@ def test_narrow_and_wide_products_agree(log2_size: int) -> None:
     torch.testing.assert_close(both[0], both[1], rtol=2**-10, atol=1e-3)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("log2_size", range(4, 9))
+def test_bases_of_half_the_order(log2_size: int, splits: int, stages: int) -> None:
+    """The halves of a row next to one another in a group, or in two; more tiles than the base has, more blocks than rows."""
+    code, order = log2_size % 2, 74 if splits == 2 else 26  # of 148 and 52
+    x = torch.randn(5, order << log2_size).to(DTYPES[code])
+    x[3] = 1  # where almost all sums are 0
+    exact = oracle.transform(x)
+    for wide in (False, True)[: 1 + (log2_size >= 6)]:
+        c = BaseConfiguration(
+            code,
+            order,
+            0,
+            log2_size,
+            1,
+            order_warps=4,
+            stages=stages,
+            splits=splits,
+            wgmma=True,
+            wide=wide,
+            halves=True,
+        )
+        y = _run(c, x, seed=log2_size)
+        _check(y, exact, x, c)
+        for signs_are in (SIGNS_BEFORE, SIGNS_AFTER):
+            signs, signed = _signs(c.size, x.dtype), c.with_options(signs_are, False)
+            given = oracle.transform(x, signs=signs, inverse=signs_are == SIGNS_AFTER)
+            _check(_run(signed, x, signs=signs), given, x, signed)
+
+
 def test_no_bank_conflicts_in_the_panel() -> None:
-    for size in (5120, 14336):
+    for size in (5120, 14336, 29568):
         matrix = factor(size)
         for c in base_candidates(0, matrix.base_order, matrix.log2, BY_NAME["sm_90a"]):
             x = torch.randn(2, size).half()

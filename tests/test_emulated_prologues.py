@@ -195,6 +195,24 @@ def test_rms_norm_with_a_base(order: int, log2_columns: int, rows: int, code: in
         check(with_signs, x, prologues.rms_norm(weight, 1e-3, residual=stream if has_residual else None), signs=signs)
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_prologues_with_a_base_of_half_the_order(code: int) -> None:
+    """The values that are added to the products are the two parts that they were multiplied in."""
+    torch.manual_seed(0)
+    n, dtype = 924 << 5, DTYPES[code]
+    gate, up = 4 * _rows(1, n, dtype=dtype), _rows(1, n, dtype=dtype)
+    made = {
+        GatedActivation("silu", "separate"): prologues.silu_mul(up),
+        RMSNorm(1e-3, False): prologues.rms_norm(up[0], 1e-3),
+    }
+    for description, prologue in made.items():
+        fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, fused_prologue(description, n))
+        found = base_candidates(code, 924, 5, ARCHITECTURES["sm_90a"], fusion=fusion)
+        assert len(found) > 1 and all(c.halves for c in found)
+        results = [check(replace(c, fusion=None), gate, prologue) for c in found]
+        assert all(torch.equal(a[i], results[0][i]) for a in results for i in (0, 1))
+
+
 @pytest.mark.parametrize(
     ("code", "dtype"),
     [(0, torch.float16), (0, torch.float32), (1, torch.bfloat16), (1, torch.float32), (2, torch.float32)],

@@ -257,6 +257,19 @@ def test_sizes_with_a_base(order: int, log2_columns: int, rows: int, architectur
             )
 
 
+@pytest.mark.parametrize("name", ["int8", "nvfp4", "mxfp8"])
+def test_a_base_of_half_the_order(name: str) -> None:
+    """A base that a Hopper GPU multiplies by half of: few rows by clusters, and scales of parts of a row."""
+    torch.manual_seed(0)
+    n = 924 << 5
+    quantizer = Quantizer(BY_NAME[name], {"int8": n, "nvfp4": 16, "mxfp8": 32}[name])
+    for code in (0, 1):
+        found = base_candidates(code, 924, 5, ARCHITECTURES["sm_90a"], fusion=fusion_of(quantizer, n, False))
+        assert len(found) > 1 and all(c.halves for c in found)
+        for c in found:
+            check(replace(c, fusion=None), quantizer, exact_rows(2, n, DTYPES[code]))
+
+
 @pytest.mark.parametrize(("order", "log2_columns", "rows"), [(28, 4, 7), (20, 6, 3), (172, 6, 2)])
 def test_every_quantizer_with_a_base(order: int, log2_columns: int, rows: int) -> None:
     n = order << log2_columns

@@ -137,7 +137,7 @@ def test_linearity_is_exact_on_small_integers(size: int, device: torch.device) -
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [12, 20, 28, 44, 80, 172, 180, 576, 856, 924, 1368, 5120])
+@pytest.mark.parametrize("size", [12, 20, 28, 44, 80, 172, 180, 576, 856, 924, 1368, 5120, 29568])
 def test_a_row_depends_on_itself_alone(size: int, dtype: torch.dtype, inverse: bool, device: torch.device) -> None:
     rows = 41 if size <= 1024 else 9
     x = _input(rows, size, dtype=dtype, device=device)

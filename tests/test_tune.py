@@ -44,7 +44,7 @@ def tune_kernels() -> ModuleType:
 
 
 @pytest.mark.parametrize("gated", [None, False, True], ids=["plain", "quantized", "gated"])
-@pytest.mark.parametrize("size", [128, 1024, 4096, 16384, 192, 896, 5120, 14336, 28672])
+@pytest.mark.parametrize("size", [128, 1024, 4096, 16384, 192, 896, 5120, 14336, 28672, 29568])
 def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, size: int, gated: bool | None) -> None:
     architecture = BY_NAME["sm_90a"]
     prologue = fused_prologue(GatedActivation("silu", "gate_up"), size) if gated else None
@@ -56,6 +56,19 @@ def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, s
         assert configuration.size == size and configuration.fusion == fusion and configuration.runs_on(architecture)
     for configuration in found[len(set(mine)) :]:
         assert configuration.minimum_blocks <= architecture.blocks_that_fit(configuration.shared_bytes)
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "halves", "warps"),
+    [(29568, 6, True, ((2, 16), (4, 8))), (13696, 5, False, ((2, 16), (4, 8))), (10944, 4, False, ((3, 16), (4, 12)))],
+)
+def test_one_block_reads_a_large_row_once(
+    tune_kernels: ModuleType, size: int, columns: int, halves: bool, warps: tuple[tuple[int, int], ...]
+) -> None:
+    """Tiles a warp and warps of a block for the orders above 180, the next row on its way."""
+    found = tune_kernels.all_candidates(1, size, None, BY_NAME["sm_90a"])
+    of_panel = [c for c in found if c.log2_size == columns and c.halves == halves and c.splits == 1 and c.stages == 2]
+    assert {(c.tiles, c.order_warps) for c in of_panel if c.wgmma} >= set(warps)
 
 
 @pytest.mark.parametrize(("name", "block", "bytes_of_64"), [("nvfp4", 16, 32), ("mxfp8", 32, 64), ("int4", 64, 32)])

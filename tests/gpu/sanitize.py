@@ -100,7 +100,7 @@ def _orders(element: Element) -> int:
     device = torch.cuda.current_device()
     architecture = architecture_of(torch.cuda.get_device_capability(device))
     launched = 0
-    for size in (20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336):
+    for size in (20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336, 29568):
         matrix = factor(size)
         signs = torch.ones(size, dtype=element.dtype, device="cuda")
         for candidate in base_candidates(element.cuda_code, matrix.base_order, matrix.log2, architecture):

@@ -48,7 +48,7 @@ def test_every_candidate_gives_the_same_bits(element: Element, size: int) -> Non
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("size", [96, 2880, 5120, 14336, 28672])
+@pytest.mark.parametrize("size", [96, 2880, 5120, 14336, 28672, 29568])
 def test_rows_alone_and_in_place(size: int) -> None:
     """In place too where several blocks share a row."""
     x = torch.randn(300, size, device="cuda", dtype=torch.bfloat16)
@@ -57,6 +57,44 @@ def test_rows_alone_and_in_place(size: int) -> None:
         some = x[:rows].clone()
         assert torch.equal(hadacore.hadamard_transform(some), together[:rows]), rows
         assert torch.equal(hadacore.hadamard_transform_(some), together[:rows]), rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [13696, 14336, 29568])
+def test_options_of_large_rows(size: int, dtype: torch.dtype) -> None:
+    """Signs before and after, rows at strides and in place, few and many: correctly rounded, and a row's bits always the same."""
+    many = 300  # more than the blocks that loop over rows
+    projection = torch.randn(many, size + 64, device="cuda").to(dtype)
+    x, signs = projection[:, :size], (torch.randint(0, 2, (size,), device="cuda") * 2 - 1).to(dtype)
+    for given in (None, signs):
+        for inverse in (False, True):
+            together = hadacore.hadamard_transform(x.contiguous(), signs=given, inverse=inverse)
+            exact = oracle.transform(x[:20].contiguous(), signs=given, inverse=inverse)
+            ratio = tolerances.relative_error(together[:20], exact) / tolerances.rounding_error(exact, dtype)
+            assert ratio <= tolerances.CORRECT_ROUNDING_RATIO
+            for rows in (1, 2, 7, 33, 64, 133, many):
+                out = torch.full((rows, 2 * size), math.nan, dtype=dtype, device="cuda")
+                hadacore.hadamard_transform(x[:rows], signs=given, inverse=inverse, out=out[:, size:])
+                assert torch.equal(out[:, size:], together[:rows]) and torch.isnan(out[:, :size]).all(), rows
+                for some in (x[:rows].clone(), projection[:rows].clone()[:, :size]):  # contiguous, and not
+                    assert torch.equal(
+                        hadacore.hadamard_transform_(some, signs=given, inverse=inverse), together[:rows]
+                    ), rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize("size", [13696, 29568])
+def test_a_bad_row_of_a_large_size_touches_no_other(size: int, rows: int, dtype: torch.dtype) -> None:
+    x = torch.randn(rows, size, device="cuda").to(dtype)
+    clean = hadacore.hadamard_transform(x)
+    bad = {0: math.inf, rows // 2: math.nan}
+    for row, value in bad.items():
+        x[row, (size // 3 + row) % size] = value
+    y = hadacore.hadamard_transform(x)
+    others = [row for row in range(rows) if row not in bad]
+    assert torch.equal(y[others], clean[others])
+    assert not torch.isfinite(y[list(bad)]).any()
 
 
 def test_graph_of_a_size_that_is_new() -> None:

@@ -222,7 +222,7 @@ def _run(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [64, 1024, 4096, 16384, 32768, 448, 5120, 14336])
+@pytest.mark.parametrize("n", [64, 1024, 4096, 16384, 32768, 448, 5120, 14336, 29568])
 def test_every_configuration_gives_the_same_bits(n: int, dtype: torch.dtype) -> None:
     architecture = architecture_of(torch.cuda.get_device_capability())
     matrix, code = factor(n), BY_DTYPE[dtype].cuda_code

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
+from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
 from hadacore.matrices.orders import construction
@@ -57,8 +58,8 @@ class BaseConfiguration:
         wgmma: Products by wgmma, which reads the panel from shared memory; compute capability 9.0 only.
         wide: With wgmma and whole groups of columns: the second product contracts all six column bits by wgmma too, rather than
             four of them by mma.sync.
-        halves: ``order`` is half of the matrix's, whose lowest index bit is the highest column bit (``base_halves.cuh``). Of Paley's
-            second construction, by wgmma.
+        halves: ``order`` is half of the matrix's, whose lowest index bit is the highest column bit (``base_halves.cuh``). Of
+            Paley's second construction, by wgmma.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -309,82 +310,11 @@ def has_halves(order: int, log2_columns: int) -> bool:
     return found is not None and found.conference and 3 <= log2_columns < MAXIMUM_LOG2_COLUMNS
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of the table: for ``groups`` of columns and up to ``order_tiles`` tiles."""
-
-    groups: int
-    order_tiles: int
-    tiles: int  # a warp
-    order_warps: int
-    units: int
-    stages: int
-    minimum_blocks: int
-    wgmma: bool = False
-    splits: int = 1
-    from_tiles: int = 1
-    log2_sizes: tuple[int, int] = (0, MAXIMUM_LOG2_COLUMNS)  # from, to
-    wide: bool = True  # with wgmma, and columns enough
+def _row_of_table(c: BaseConfiguration, fusion: Fusion | None) -> Row | None:
+    return row_of_table(c.groups, c.log2_size, c.order_tiles, c.size, fusion)
 
 
-# Many rows, measured on one H200 (2^25 and 2^23 elements, bfloat16, cold; docs/performance.md). One warp a row, or a few,
-# straight from global memory while the base is small; then panels in shared memory, one tile of 16 rows a warp and as many
-# blocks as fit, since blocks that are at different steps overlap products, additions and memory (60 x 64: 1.05 by five
-# blocks of 4 warps, 1.19 by two from global memory); then by as many warps as it takes. The second product is wide where the
-# Tensor Cores have time, for lanes store more elements side by side (docs/experiments.md).
-_SIXTEEN_BIT_HOPPER = (
-    _Row(1, 1, 1, 1, 8, 0, 2),
-    _Row(1, 2, 2, 1, 4, 2, 4, log2_sizes=(5, 5)), _Row(1, 2, 1, 2, 2, 0, 3),
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(4, 4)),
-    _Row(1, 4, 1, 4, 1, 2, 6, True, from_tiles=3, log2_sizes=(4, 5)),
-    _Row(1, 4, 1, 4, 1, 2, 5, True, from_tiles=4, log2_sizes=(6, 6)),
-    _Row(1, 3, 3, 1, 4, 0, 2), _Row(1, 4, 2, 2, 2, 0, 2),
-    _Row(1, 5, 3, 2, 1, 2, 4), _Row(1, 8, 2, 4, 1, 2, 3, True, wide=False),
-    _Row(1, 12, 3, 4, 1, 2, 2, True, log2_sizes=(4, 4)), _Row(1, 12, 3, 4, 1, 2, 3, True, wide=False),
-    _Row(1, 16, 2, 8, 1, 2, 1, True), _Row(1, 32, 2, 16, 1, 2, 1, True, from_tiles=17, log2_sizes=(6, 6)),
-    _Row(1, 32, 1, 16, 1, 2, 1, True, 2), _Row(1, 48, 1, 16, 1, 2, 1, True, 3),
-    _Row(1, 64, 2, 16, 1, 1, 1, True, 2),
-    _Row(2, 1, 1, 1, 4, 0, 2), _Row(2, 2, 1, 2, 2, 0, 2), _Row(2, 4, 1, 4, 1, 2, 4, True, wide=False),
-    _Row(2, 8, 1, 8, 1, 2, 2, True, wide=False), _Row(2, 12, 1, 12, 1, 2, 1, True, wide=False),
-    _Row(2, 16, 2, 8, 1, 2, 1, True), _Row(2, 24, 1, 12, 1, 2, 1, True, 2), _Row(2, 32, 1, 16, 1, 2, 1, True, 2),
-    _Row(4, 4, 1, 4, 1, 2, 2, True), _Row(4, 8, 1, 8, 1, 2, 1, True, wide=False),
-    _Row(4, 12, 1, 12, 1, 2, 1, True, wide=False), _Row(4, 16, 1, 8, 1, 2, 1, True, 2, wide=False),
-)  # fmt: skip
-
-# With a quantizer, measured with FP8 codes and a scale per row; all else is as above.
-_QUANTIZING_HOPPER = (
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6), wide=False),
-    _Row(1, 12, 3, 4, 1, 2, 3, True, from_tiles=9, wide=False),
-    _Row(2, 5, 1, 5, 1, 2, 3, from_tiles=5), _Row(2, 8, 2, 4, 1, 2, 2, True, from_tiles=6),
-    _Row(4, 8, 1, 8, 1, 2, 1, True, from_tiles=5), _Row(4, 16, 1, 8, 1, 2, 1, True, 2, from_tiles=13),
-)  # fmt: skip
-# With a gated activation, whose result is two panels. One stage where more blocks then fit: 14336 took 130 us with two stages of
-# one block, 82 with one of two (2^25 elements).
-_PROLOGUE_HOPPER = (
-    _Row(1, 2, 2, 1, 4, 2, 3, log2_sizes=(5, 5)),
-    _Row(1, 4, 1, 4, 1, 1, 4, True, from_tiles=3, log2_sizes=(4, 5)),
-    _Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6)),
-    _Row(1, 4, 2, 2, 1, 1, 4, from_tiles=3), _Row(1, 5, 3, 2, 1, 1, 4, from_tiles=5),
-    _Row(1, 8, 2, 4, 1, 2, 3, True, from_tiles=6), _Row(1, 12, 3, 4, 1, 1, 3, True, from_tiles=9, wide=False),
-    _Row(2, 4, 1, 4, 1, 1, 4, True, from_tiles=3, wide=False), _Row(2, 8, 1, 8, 1, 1, 2, True, from_tiles=5, wide=False),
-    _Row(4, 4, 1, 4, 1, 1, 2, True), _Row(4, 8, 1, 8, 1, 1, 1, True, from_tiles=5, wide=False),
-    _Row(4, 12, 1, 12, 1, 1, 1, True, from_tiles=9, wide=False),
-)  # fmt: skip
-
-
-def _row_of_table(c: BaseConfiguration, fusion: Fusion | None) -> _Row | None:
-    """The line for a configuration's groups, columns and tiles."""
-    lines: tuple[_Row, ...] = _SIXTEEN_BIT_HOPPER
-    if fusion is not None:
-        lines = (_QUANTIZING_HOPPER if fusion.prologue is None else _PROLOGUE_HOPPER) + lines
-    for row in lines:
-        has_columns = row.groups == c.groups and row.log2_sizes[0] <= c.log2_size <= row.log2_sizes[1]
-        if has_columns and row.from_tiles <= c.order_tiles <= row.order_tiles:
-            return row
-    return None
-
-
-def _generic_row(c: BaseConfiguration) -> _Row:
+def _generic_row(c: BaseConfiguration) -> Row:
     """For GPUs, types and bases that the table is not for: at most 64 accumulators of products a thread. float32, whose
     three parts take registers, has one tile a warp."""
     limit, accumulators = (16, 16 * c.groups) if c.element_code == _FLOAT32 else (64, 32 * c.groups)
@@ -393,11 +323,11 @@ def _generic_row(c: BaseConfiguration) -> _Row:
     splits = -(-warps // 8)
     warps = -(-warps // splits)
     if c.order_tiles * c.groups <= 2 and splits == 1:
-        return _Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 0, 1)
-    return _Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 2, 1, splits=splits)
+        return Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 0, 1)
+    return Row(c.groups, c.order_tiles, tiles, warps, max(1, 4 // warps), 2, 1, splits=splits)
 
 
-def _with_row(c: BaseConfiguration, row: _Row) -> BaseConfiguration:
+def _with_row(c: BaseConfiguration, row: Row) -> BaseConfiguration:
     return replace(
         c, tiles=row.tiles, order_warps=row.order_warps, units=row.units, stages=row.stages, splits=row.splits,
         minimum_blocks=row.minimum_blocks, wgmma=row.wgmma, wide=row.wgmma and row.wide and c.log2_size >= c.log2_group,

@@ -37,7 +37,7 @@ def sign_words(matrix: Matrix) -> npt.NDArray[np.uint32]:
 def dense_base(size: int, log2_merge: int, transposed: bool, halves: bool) -> Matrix:
     """``kron(H_m, Sylvester(2^log2_merge))`` of the size's H_m, or its transpose.
 
-    ``halves``: of an H_m that is ``C (x) [[1, 1], [1, -1]] + I (x) [[1, -1], [-1, -1]]``, ``C - I``: ``base_halves.cuh`` has the rest.
+    ``halves``: ``C - I`` of an H_m that is ``C (x) [[1, 1], [1, -1]] + I (x) [[1, -1], [-1, -1]]``, for ``base_halves.cuh``.
     """
     base = base_matrix(factor(size))
     if halves:

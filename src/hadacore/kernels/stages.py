@@ -105,24 +105,28 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
         ValueError: Some index bit would be contracted twice or never.
     """
     c = configuration
-    log2_columns = c.log2_size + c.log2_merge
+    log2_columns = c.log2_size + c.log2_merge - c.halves
     instruction = "wgmma.m64n64k16" if c.wgmma else "mma.m16n8k16"
     parts = " on three bfloat16 parts" if c.element_code == 2 else ""
     if c.base == BASE_OF_FLOAT32:
         parts = f" on bfloat16 parts of both, {c.products} products"
-    merged = tuple(range(c.log2_size, log2_columns))
+    log2_size = c.log2_size - c.halves  # the highest column bit of a panel may be the base's
+    merged = tuple(range(log2_size, log2_columns))
     panel = "rows of the panel" + (", in shared memory" if c.stages else "")
     note = f"{c.order} multiply-adds an element, {instruction} on the input{parts}, fp32 accumulators"
-    stages = [Stage(TENSOR_CORES_EXACT, merged, panel, note, c.order >> c.log2_merge)]
+    if c.halves:
+        panel += ", and its highest column bit"
+        note += "; two additions of the input"
+    stages = [Stage(TENSOR_CORES_EXACT, merged, panel, note, c.order << c.halves >> c.log2_merge)]
     split = f"{instruction} twice, accumulators as bfloat16 high + low"
-    columns = range(c.log2_size)
+    columns = range(log2_size)
     vector = c.log2_group - 3
     if c.wide:
-        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(range(6)), "accumulators and lane bits 0 1", split))
+        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(columns[:6]), "accumulators and lane bits 0 1", split))
         groups = [(REGISTERS, columns[6:], "which group of columns")]
     elif c.wgmma:
         split = split.replace(instruction, "mma.m16n8k16")
-        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 1, 2, 3), "accumulators and lane bits 0 1", split))
+        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(columns[:4]), "accumulators and lane bits 0 1", split))
         groups = [(REGISTERS, columns[4:6], "which product"), (REGISTERS, columns[6:], "which group of columns")]
     elif c.element_code != 2 and c.log2_size >= 6:
         stages.append(Stage(TENSOR_CORES_SPLIT, (0, 3, 4, 5), "accumulators and lane bits 0 1", split))
@@ -133,7 +137,7 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
             (LANES, range(vector, vector + 2), "lane bits 0 1"),
             (REGISTERS, range(vector + 2, c.log2_size), "accumulator pair, which group of columns"),
         ]
-    stages += _butterflies(groups, c.log2_size)
+    stages += _butterflies(groups, log2_size)
     check_bits(stages, log2_columns, str(c))
     return tuple(stages)
 

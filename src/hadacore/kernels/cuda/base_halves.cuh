@@ -30,8 +30,10 @@ struct PanelPair {
 };
 
 // Adds u - v to the sums of u, and v + u to those of v, for the 16 rows of one tile. The words that a warp reads at a time are of eight
-// rows, and the swizzle puts each into other banks.
-__device__ __forceinline__ void add_halves(Accumulators (&value)[kGroups], u32 panel, int tile, int lane) {
+// rows, and the swizzle puts each into other banks. The lane is read again, so that no address is kept over the loop: with four tiles
+// in each of 8 warps one spilled.
+__device__ __forceinline__ void add_halves(Accumulators (&value)[kGroups], u32 panel, int tile) {
+  const int lane = mov_u32_tid_x() % 32;
   // Tiles past the last have results that nobody stores.
   const int row = 16 * (tile < kOrderTiles ? tile : kOrderTiles - 1) + (lane >> 2);
 #pragma unroll

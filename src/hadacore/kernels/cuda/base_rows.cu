@@ -126,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
 #if HALVES
 #pragma unroll
-    for (int tile = 0; tile < WARP_TILES; ++tile) add_halves(value[tile], stage + slot * kUnitBytes, first_tile + tile, lane);
+    for (int tile = 0; tile < WARP_TILES; ++tile) add_halves(value[tile], stage + slot * kUnitBytes, first_tile + tile);
 #endif
     // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
     if (STAGES == 0) bar_warp_sync();

@@ -141,8 +141,8 @@ __device__ __forceinline__ void each_own_vector(const Rows& r, i64 first_unit, u
   constexpr int kAtOnce = kThreads / kAcross;  // i that the block copies at a time
   constexpr int kTimes = (ORDER + kAtOnce - 1) / kAtOnce;
   // Where registers are few the thread's number is read for every stage, so that what follows from it is not kept over the rest of
-  // the loop: 36864 spilled 8 bytes.
-  const u32 thread = !ENCODING && kSpareRegisters < 50 ? mov_u32_tid_x() : threadIdx.x;
+  // the loop: 36864 spilled 8 bytes, 29568 with signs 96.
+  const u32 thread = !ENCODING && kSpareRegisters < (HALVES ? 66 : 50) ? mov_u32_tid_x() : threadIdx.x;
   const int first_i = thread / kAcross;
   if (kThreads % kAcross != 0 && first_i >= kAtOnce) return;
 #pragma unroll 1
