@@ -22,7 +22,8 @@ from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_o
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
 from hadacore.kernels.passes import Passes, passes_of
-from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of
+from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of, warpgroup_stages
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import describe, factor
 
 
@@ -85,7 +86,7 @@ class Plan:
     stages: tuple[Stage, ...]
     architecture: Architecture | None = None
     multiprocessors: int = 0
-    configuration: KernelConfiguration | BaseConfiguration | None = None
+    configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration | None = None
     passes: Passes | None = None
 
     @property
@@ -103,10 +104,7 @@ class Plan:
     def multiply_adds(self) -> int:
         """Multiply-adds of the Tensor Cores for the base matrix, padding to whole fragments included."""
         c = self.configuration
-        if not isinstance(c, BaseConfiguration):
-            return 0
-        padded = 16 * c.order_tiles
-        return self.problem.rows * padded * padded * c.products << c.log2_size
+        return self.problem.rows * c.multiply_adds if isinstance(c, (BaseConfiguration, WarpgroupConfiguration)) else 0
 
     @property
     def predicted_ratio(self) -> float | None:
@@ -167,7 +165,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration) -> float | None:
+def predicted_ratio(
+    multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
+) -> float | None:
     """Time over a copy of the same bytes for many rows on an H200.
 
     Clocks of a multiprocessor for an element are fitted to the 54 sizes of docs/performance.md at 2^25 elements, off by 7 %
@@ -176,6 +176,8 @@ def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | B
     0.228 clocks for 2 bytes in and out. None for powers of two, which that page lists as measured, and for a caller's base,
     whose reads it does not count.
     """
+    if isinstance(configuration, WarpgroupConfiguration):  # fitted to the ten sizes that it runs
+        return max(1.0, (0.222 + multiply_adds / 9000 + 0.02 * (configuration.groups > 1)) / 0.228)
     if not isinstance(configuration, BaseConfiguration) or configuration.base != BASE_SIGNS:
         return None
     alone = 0.016 * (configuration.minimum_blocks == 1 and configuration.groups > 1)
@@ -278,7 +280,8 @@ def plan(
             base=base_source(element.cuda_code, None if base is None else base.dtype == torch.float32),
             transposed=base is None and inverse and not factor(size).symmetric,
         )
-        return Plan(problem, "cuda", base_stages(chosen), found, processors, chosen)
+        stages = warpgroup_stages(chosen) if isinstance(chosen, WarpgroupConfiguration) else base_stages(chosen)
+        return Plan(problem, "cuda", stages, found, processors, chosen)
     if size > 1 << MAXIMUM_LOG2_ROW:
         passes = passes_of(
             element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size

@@ -35,6 +35,7 @@ from hadacore.kernels.fusion import Fusion, fused_prologue
 from hadacore.kernels.passes import kernels_of
 from hadacore.kernels.quantizing import find_fusion
 from hadacore.kernels.source import Configuration, constants, kernel_source
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import MAXIMUM_SIZE, check_size, factor
 from hadacore.prologues import description_of
 from hadacore.quantization.arguments import check_format, check_granularity
@@ -206,7 +207,7 @@ def _targets(
 
 def _configurations(
     code: int, size: int, architecture: str, transposed: bool, fusion: Fusion | None
-) -> tuple[KernelConfiguration | BaseConfiguration, ...]:
+) -> tuple[KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, ...]:
     """Those of one launch, without signs."""
     matrix, target = factor(size), ARCHITECTURES[architecture]
     if matrix.base_order > 1:

@@ -17,6 +17,7 @@ from hadacore.kernels.architectures import Architecture, Capability, architectur
 from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
 from hadacore.matrices.orders import construction
 
 BASE_SIGNS, BASE_OF_ELEMENTS, BASE_OF_FLOAT32 = 0, 1, 2
@@ -60,6 +61,8 @@ class BaseConfiguration:
             four of them by mma.sync.
         halves: ``order`` is half of the matrix's, whose lowest index bit is the highest column bit (``base_halves.cuh``). Of
             Paley's second construction, by wgmma.
+        drift: Warps of a block may be at different units (``base_drift.cuh``), by wgmma, with the next unit on its way and no
+            quantizer.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -82,6 +85,7 @@ class BaseConfiguration:
     wgmma: bool = False
     wide: bool = False
     halves: bool = False
+    drift: bool = False
     base: int = BASE_SIGNS
     transposed: bool = False
     programmatic: int = AFTER_LOADS
@@ -113,10 +117,12 @@ class BaseConfiguration:
             raise ValueError(f"the wide second product is wgmma's, of whole groups of columns: {self}")
         if self.halves and not (self.wgmma and self.base == BASE_SIGNS and self.log2_merge == 0):
             raise ValueError(f"a base of half the order is this library's, by wgmma, and takes no column bits: {self}")
+        if self.drift and not (self.wgmma and self.stages == 2 and self.fusion is None):
+            raise ValueError(f"warps drift by wgmma, with two stages and no quantizer: {self}")
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
         columns = 64 * 64 * 2 if self.wide else 0
-        shared = self.stages * stage + columns
+        shared = self.stages * stage + columns + (8 if self.drift else 0)
         if self.fusion is not None:
             shared = self._with_fusion(self.fusion, shared, stage)
         object.__setattr__(self, "shared_bytes", shared)
@@ -168,6 +174,11 @@ class BaseConfiguration:
         return sum(p + q <= 2 for p in range(data) for q in range(base))  # kLastOrder of base.cuh
 
     @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the Tensor Cores for the base of a row, padding included."""
+        return (16 * self.order_tiles) ** 2 * self.products << self.log2_size
+
+    @property
     def log2_group(self) -> int:
         """Column bits of a group, 8 vectors of 16 bytes."""
         return 5 if self.element_code == _FLOAT32 else 6
@@ -192,7 +203,8 @@ class BaseConfiguration:
         units = -(-rows // self.unit_rows)
         blocks = -(-units // self.units)
         if self.stages == 2:
-            blocks = min(blocks, multiprocessors * self.minimum_blocks)
+            # No more than find room at once: the others would start their loops anew when those have ended.
+            blocks = min(blocks, max(1, multiprocessors * self.minimum_blocks // self.splits))
         return blocks * self.splits // self.cluster
 
     def with_options(self, signs: int, strided: bool) -> BaseConfiguration:
@@ -240,6 +252,7 @@ class BaseConfiguration:
             "WGMMA": int(self.wgmma),
             "WIDE": int(self.wide),
             "HALVES": int(self.halves),
+            "DRIFT": int(self.drift),
             "BASE": self.base,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -252,6 +265,8 @@ class BaseConfiguration:
         parts.append(("from global memory", "staged", "staged, next one prefetched")[self.stages])
         if self.wgmma:
             parts.append("wgmma, wide second product" if self.wide else "wgmma")
+        if self.drift:
+            parts.append("warps drift")
         if self.halves:
             parts.append("half of the base's order")
         if self.splits > 1:
@@ -370,11 +385,25 @@ def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architec
 def base_candidates(
     element_code: int, order: int, log2_columns: int, architecture: Architecture, *, base: int = BASE_SIGNS,
     transposed: bool = False, fusion: Fusion | None = None,
-) -> tuple[BaseConfiguration, ...]:  # fmt: skip
+) -> tuple[BaseConfiguration | WarpgroupConfiguration, ...]:  # fmt: skip
     """The configurations of a size ``order * 2^log2_columns``, fewest rows first; all give the same bits.
 
     With a quantizer there may be none.
     """
+    if base == BASE_SIGNS:
+        by_warpgroups = warpgroup_candidates(element_code, order, log2_columns, architecture, transposed, fusion)
+        if by_warpgroups:
+            return by_warpgroups
+    return panel_candidates(
+        element_code, order, log2_columns, architecture, base=base, transposed=transposed, fusion=fusion
+    )
+
+
+def panel_candidates(
+    element_code: int, order: int, log2_columns: int, architecture: Architecture, *, base: int = BASE_SIGNS,
+    transposed: bool = False, fusion: Fusion | None = None,
+) -> tuple[BaseConfiguration, ...]:  # fmt: skip
+    """Those of ``base_rows.cu``, which takes every size."""
     merged = merged_columns(order, log2_columns, element_code, base)
     tiles = -(-(order << merged) // 16)
     plain = BaseConfiguration(
@@ -401,7 +430,10 @@ def base_candidates(
         found.append(c)
     # Products of another kind would give other bits.
     found = [c for c in found if c.wgmma == found[-1].wgmma]
-    if fusion is not None:
+    if fusion is None:
+        alone = (c.wgmma and c.stages == 2 and c.minimum_blocks == 1 for c in found)
+        found = [replace(c, drift=drift) for c, drift in zip(found, alone, strict=True)]
+    else:
         with_fusion = (_with_quantizer(c, fusion, architecture) for c in found)
         found = list(dict.fromkeys(c for c in with_fusion if c is not None))
     return tuple(found)
@@ -412,7 +444,7 @@ def choose_base(
     element_code: int, order: int, log2_columns: int, rows: int, capability: Capability, multiprocessors: int,
     signs: int = NO_SIGNS, strided: bool = False, *, base: int = BASE_SIGNS, transposed: bool = False,
     fusion: Fusion | None = None,
-) -> BaseConfiguration:  # fmt: skip
+) -> BaseConfiguration | WarpgroupConfiguration:  # fmt: skip
     """The configuration for ``rows`` rows of size ``order * 2^log2_columns`` on a GPU.
 
     Spread over more blocks as long as they find room at once.

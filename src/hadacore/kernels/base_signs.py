@@ -51,3 +51,17 @@ def base_signs_text(matrix: Matrix) -> str:
     words = sign_words(matrix).ravel()
     listed = ",".join(f"{word:#x}" for word in words)
     return f'#line 1 "base_signs"\nextern "C" __device__ const u32 base_signs[{words.size}] = {{{listed}}};'
+
+
+def base_row_signs_text(matrix: Matrix) -> str:
+    """The CUDA definition of ``base_row_signs``: each row's signs, 32 columns a word, lowest first, a 1 bit for -1."""
+    order = matrix.shape[0]
+    words_of_row = -(-order // 32)
+    negative = np.zeros((order, 32 * words_of_row), dtype=np.uint64)
+    negative[:, :order] = matrix < 0
+    words = (negative.reshape(-1, 32) << np.arange(32, dtype=np.uint64)).sum(axis=1)
+    listed = ",".join(f"{int(word):#x}" for word in words)
+    return (
+        f'#line 1 "base_row_signs"\nconstexpr int kWordsOfRow = {words_of_row};\n'
+        f'extern "C" __device__ const u32 base_row_signs[{words.size}] = {{{listed}}};'
+    )

@@ -39,11 +39,11 @@ _SIXTEEN_BIT_HOPPER = (
     Row(1, 3, 3, 1, 4, 0, 2), Row(1, 4, 2, 2, 2, 0, 2),
     Row(1, 5, 3, 2, 1, 2, 4), Row(1, 8, 2, 4, 1, 2, 3, True, wide=False),
     Row(1, 12, 3, 4, 1, 2, 2, True, log2_sizes=(4, 4)), Row(1, 12, 3, 4, 1, 2, 3, True, wide=False),
-    Row(1, 16, 2, 8, 1, 2, 1, True), Row(1, 32, 2, 16, 1, 2, 1, True, from_tiles=17, log2_sizes=(6, 6)),
-    Row(1, 32, 1, 16, 1, 2, 1, True, 2), Row(1, 48, 1, 16, 1, 2, 1, True, 3),
+    Row(1, 16, 2, 8, 1, 2, 1, True), Row(1, 32, 1, 16, 1, 2, 1, True, 2), Row(1, 48, 1, 16, 1, 2, 1, True, 3),
     Row(1, 64, 2, 16, 1, 1, 1, True, 2),
     Row(2, 1, 1, 1, 4, 0, 2), Row(2, 2, 1, 2, 2, 0, 2), Row(2, 4, 1, 4, 1, 2, 4, True, wide=False),
-    Row(2, 8, 1, 8, 1, 2, 2, True, wide=False), Row(2, 12, 1, 12, 1, 2, 1, True, wide=False),
+    Row(2, 8, 1, 8, 1, 2, 2, True, wide=False),
+    Row(2, 10, 1, 12, 1, 2, 1, True), Row(2, 12, 1, 12, 1, 2, 1, True, wide=False),
     Row(2, 16, 2, 8, 1, 2, 1, True), Row(2, 24, 1, 12, 1, 2, 1, True, 2), Row(2, 32, 1, 16, 1, 2, 1, True, 2),
     Row(4, 4, 1, 4, 1, 2, 2, True), Row(4, 8, 1, 8, 1, 2, 1, True, wide=False),
     Row(4, 12, 1, 12, 1, 2, 1, True, wide=False), Row(4, 16, 1, 8, 1, 2, 1, True, 2, wide=False),
@@ -54,16 +54,15 @@ _QUANTIZING_HOPPER = (
     Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6), wide=False),
     Row(1, 12, 3, 4, 1, 2, 3, True, from_tiles=9, wide=False),
     Row(2, 5, 1, 5, 1, 2, 3, from_tiles=5), Row(2, 8, 2, 4, 1, 2, 2, True, from_tiles=6),
+    Row(2, 12, 1, 12, 1, 2, 1, True, from_tiles=9, wide=False),
     Row(4, 8, 1, 8, 1, 2, 1, True, from_tiles=5), Row(4, 16, 1, 8, 1, 2, 1, True, 2, from_tiles=13),
-    Row(1, 32, 1, 16, 1, 2, 1, True, 2, from_tiles=17, log2_sizes=(6, 6)),
 )  # fmt: skip
 
 # With scales of parts of a row. Each lane makes the scales of what it stores, so runs of 8 elements side by side count more than
 # the time of the Tensor Cores.
 _QUANTIZING_PARTS_HOPPER = (
     Row(1, 4, 1, 4, 1, 2, 4, True, from_tiles=4, log2_sizes=(6, 6)),
-    Row(1, 12, 3, 4, 1, 2, 2, True, from_tiles=9, log2_sizes=(6, 6)),
-    Row(2, 8, 1, 8, 1, 2, 2, True, from_tiles=6), Row(2, 12, 1, 12, 1, 2, 1, True, from_tiles=9),
+    Row(1, 12, 3, 4, 1, 2, 3, True, from_tiles=9, log2_sizes=(6, 6)), Row(2, 12, 1, 12, 1, 2, 1, True, from_tiles=9),
 )  # fmt: skip
 
 # With a gated activation, whose result is two panels. One stage where more blocks then fit: 14336 took 130 us with two stages of

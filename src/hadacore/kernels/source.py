@@ -7,15 +7,21 @@ matrix that a size ``m * 2^k`` brings along; constants tell configurations apart
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from importlib import resources
 
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
-from hadacore.kernels.base_signs import base_signs_text, dense_base
+from hadacore.kernels.base_signs import base_row_signs_text, base_signs_text, dense_base
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
 from hadacore.kernels.heads import HeadsConfiguration
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
+from hadacore.kernels.wgmma import wgmma_text
+from hadacore.matrices.constructions import Matrix
 
-Configuration = KernelConfiguration | ColumnsConfiguration | BaseConfiguration | HeadsConfiguration
+Configuration = (
+    KernelConfiguration | ColumnsConfiguration | BaseConfiguration | WarpgroupConfiguration | HeadsConfiguration
+)
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -24,6 +30,7 @@ NARROWER_COPY_ENTRY_POINT = "copy_narrower"
 # In the order in which the compiler reads them, then those of the kernel.
 _PARTS: tuple[tuple[str, str], ...] = (
     ("hadacore.kernels.cuda", "ptx.cuh"),
+    ("hadacore.kernels.cuda", "ptx_hopper.cuh"),
     ("hadacore.kernels.cuda", "element.cuh"),
     ("hadacore.kernels.cuda", "signs.cuh"),
     ("hadacore.kernels.cuda", "programmatic.cuh"),
@@ -43,7 +50,16 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
         "base_halves.cuh",
         "base_columns.cuh",
         "base_store.cuh",
+        "base_drift.cuh",
         "base_rows.cu",
+    ),
+    "warpgroup_rows": (
+        "rows.cuh",
+        "tile.cuh",
+        "warpgroup_panel.cuh",
+        "warpgroup_products.cuh",
+        "warpgroup_store.cuh",
+        "warpgroup_rows.cu",
     ),
     "columns": ("columns.cu",),
     "heads": ("rows.cuh", "tile.cuh", "heads.cu"),
@@ -55,6 +71,7 @@ _QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
     "heads": (),
     "exchange_rows": ("row_maximum.cuh",),
     "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
+    "warpgroup_rows": ("warpgroup_quantize.cuh", "row_maximum.cuh"),
 }
 
 
@@ -65,23 +82,33 @@ def _read(package: str, name: str) -> str:
 def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
     """The CUDA text of a configuration's kernel.
 
-    ``ptx=False`` leaves ``ptx.cuh`` out, for a caller that supplies those functions itself.
+    ``ptx=False`` leaves inline PTX out, for a caller that supplies those functions itself.
     """
-    base = None
-    if isinstance(configuration, BaseConfiguration) and configuration.base == BASE_SIGNS:
-        c = configuration
-        base = (c.size, c.log2_merge, c.transposed, c.halves)
     fusion = configuration.fusion
     has_prologue = fusion is not None and fusion.prologue is not None
-    return _text(configuration.kernel, base, fusion is not None, has_prologue, ptx)
+    return _text(configuration.kernel, _tables(configuration, ptx), fusion is not None, has_prologue, ptx)
+
+
+def _tables(c: Configuration, ptx: bool) -> tuple[str, ...]:
+    """What is written out for one configuration: the signs of its base, and instructions of its widths."""
+    if isinstance(c, BaseConfiguration) and c.base == BASE_SIGNS:
+        return (_signs(base_signs_text, c.size, c.log2_merge, c.transposed, c.halves),)
+    if isinstance(c, WarpgroupConfiguration):
+        signs = _signs(base_row_signs_text, c.size, c.log2_merge, c.transposed, False)
+        return (wgmma_text(c.widths), signs) if ptx else (signs,)
+    return ()
 
 
 @functools.lru_cache(maxsize=64)
-def _text(kernel: str, base: tuple[int, int, bool, bool] | None, quantizes: bool, has_prologue: bool, ptx: bool) -> str:
-    parts = [_read(package, name) for package, name in _PARTS if ptx or name != "ptx.cuh"]
+def _signs(text: Callable[[Matrix], str], size: int, log2_merge: int, transposed: bool, halves: bool) -> str:
+    return text(dense_base(size, log2_merge, transposed, halves))
+
+
+@functools.lru_cache(maxsize=64)
+def _text(kernel: str, tables: tuple[str, ...], quantizes: bool, has_prologue: bool, ptx: bool) -> str:
+    parts = [_read(package, name) for package, name in _PARTS if ptx or not name.startswith("ptx")]
     parts += [_read("hadacore.epilogues", name) for name in (_QUANTIZING_EPILOGUE if quantizes else _PLAIN_EPILOGUE)]
-    if base is not None:
-        parts.append(base_signs_text(dense_base(*base)))
+    parts += tables
     if has_prologue:
         parts.append(_read("hadacore.kernels.cuda", "prologue.cuh"))
     names = list(_KERNEL_PARTS[kernel])
@@ -106,7 +133,7 @@ def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
 
 
 def _constants(c: Configuration) -> dict[str, int]:
-    if isinstance(c, (BaseConfiguration, HeadsConfiguration)):
+    if isinstance(c, (BaseConfiguration, WarpgroupConfiguration, HeadsConfiguration)):
         return c.constants()
     if isinstance(c, ColumnsConfiguration):
         return {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hadacore.kernels.base_configurations import BASE_OF_FLOAT32, BaseConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 
 TENSOR_CORES_EXACT = "Tensor Cores"
 TENSOR_CORES_SPLIT = "Tensor Cores, high + low"
@@ -138,6 +139,28 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
             (REGISTERS, range(vector + 2, c.log2_size), "accumulator pair, which group of columns"),
         ]
     stages += _butterflies(groups, log2_size)
+    check_bits(stages, log2_columns, str(c))
+    return tuple(stages)
+
+
+def warpgroup_stages(configuration: WarpgroupConfiguration) -> tuple[Stage, ...]:
+    """The stages of ``warpgroup_rows.cu``: the columns, then the base with the bits merged into it.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    c = configuration
+    log2_columns = c.log2_size + c.log2_merge
+    exact = "wgmma.m64k16 on the input, fp32 accumulators"
+    tensor_bits = c.tensor_shares.bit_length() - 1
+    first = (*range(6), *range(c.log2_size - tensor_bits, c.log2_size))
+    stages = [Stage(TENSOR_CORES_EXACT, first, "columns of the panel, in shared memory", exact)]
+    between = tuple(range(6, c.log2_size - tensor_bits))
+    if between:
+        stages.append(Stage(REGISTERS, between, "which group of columns", "fp32 butterflies, highest bit first"))
+    merged = tuple(range(c.log2_size, log2_columns))
+    note = f"{c.order} multiply-adds an element, wgmma.m64k16 twice, accumulators as bfloat16 high + low"
+    stages.append(Stage(TENSOR_CORES_SPLIT, merged, "accumulators and lane bits 0 1", note, c.order >> c.log2_merge))
     check_bits(stages, log2_columns, str(c))
     return tuple(stages)
 

@@ -27,6 +27,7 @@ from hadacore.kernels.base_configurations import LARGEST_ORDER, BaseConfiguratio
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import factor
 
 VECTOR_BYTES = 16
@@ -67,7 +68,7 @@ def support(device: torch.device | None = None) -> Support:
 
 def launched_bytes(configuration: Configuration, architecture: Architecture) -> int:
     """Shared memory that a block is launched with."""
-    if isinstance(configuration, BaseConfiguration):
+    if isinstance(configuration, (BaseConfiguration, WarpgroupConfiguration)):
         return configuration.launched_bytes(architecture)
     return configuration.shared_bytes
 
@@ -162,7 +163,9 @@ def prepare(configuration: Configuration, rows: int, device_index: int) -> Prepa
         shape["shmem_size"],
         device_index,
     )
-    works_in_place = not isinstance(configuration, BaseConfiguration) or configuration.works_in_place
+    works_in_place = True
+    if isinstance(configuration, (BaseConfiguration, WarpgroupConfiguration)):
+        works_in_place = configuration.works_in_place
     return PreparedLaunch(kernel, core.LaunchConfig(**shape), works_in_place)
 
 

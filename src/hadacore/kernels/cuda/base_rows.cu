@@ -70,6 +70,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   QUANTIZER_OF_PARAMETERS(quantizer)
 #endif
   if (STAGES > 0) start_stage(problem, first_unit, stage);
+#if DRIFT
+  Drift drift;
+  drift.init(first_stage);
+  drift.copies_started();
+  drift.products_ended(problem, first_unit, stage, lane);
+#endif
 
   u32 resident[WARP_TILES][kResident ? kWordsOfTile : 1];
 #if BASE == BASE_SIGNS
@@ -90,6 +96,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
       for (int i = 0; i < kSteps * kGroups * 4; ++i)
         held[i / 4][i % 4] = load_place(problem, unit, {16 * (i / 4 / kGroups) + 2 * t + step_row(i % 4), 8 * (i / 4 % kGroups) + chunk_of_lane});
     }
+    const bool last = first_unit + step >= units;
+#if DRIFT
+    drift.wait();
+    if (!last) {
+      start_stage(problem, first_unit + step, both_stages - stage);
+      drift.copies_started();
+    }
+#else
     if (STAGES > 0) {
       cp_async_wait_all();
 #if PROLOGUE
@@ -97,8 +111,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
       finish_stage(problem, first_unit, stage);
       bar_sync();  // everyone's copies are there; and nobody reads the other stage any more
-      if (STAGES == 2 && first_unit + step < units) start_stage(problem, first_unit + step, both_stages - stage);
+      if (STAGES == 2 && !last) start_stage(problem, first_unit + step, both_stages - stage);
     }
+#endif
     let_next_kernel_start(AFTER_LOADS);
 
     Accumulators value[WARP_TILES][kGroups];
@@ -127,6 +142,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #if HALVES
 #pragma unroll
     for (int tile = 0; tile < WARP_TILES; ++tile) add_halves(value[tile], stage + slot * kUnitBytes, first_tile + tile);
+#endif
+#if DRIFT
+    if (!last) drift.products_ended(problem, first_unit + step, both_stages - stage, lane);
 #endif
     // In place, a lane's results go where other lanes of its warp have read. (Other warps' reads lie before the block's barrier.)
     if (STAGES == 0) bar_warp_sync();

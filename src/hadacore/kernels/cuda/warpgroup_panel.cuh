@@ -1,0 +1,117 @@
+// warpgroup_panel.cuh: rows of size m * 2^k, k >= 6, in shared memory, for products by wgmma on both sides.
+//
+// A row is a panel of m rows i and 2^k columns j. In shared memory it is groups of 64 columns, a group 128 bytes for each i in the 128-byte
+// swizzle, so that it is a B operand: N = i, K = column. Results take the place of what they were made of, in the same order.
+
+#define BASE_PARAMETERS
+constexpr u32 kOnePair = ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u;  // 1, 1
+constexpr int kColumns = 1 << LOG2_SIZE;
+constexpr int kGroups = kColumns / 64;
+constexpr int kRowTiles = (ORDER + 7) / 8;  // N tiles of 8 rows
+constexpr int kPanelRows = 8 * kRowTiles;
+constexpr int kThreads = 128 * WARPGROUPS;
+
+// Which columns c' and rows i' a warpgroup computes. COLUMN_SPLITS and ORDER_SPLITS blocks, and the warpgroups of a block, share a row.
+constexpr int kShares = WARPGROUPS * COLUMN_SPLITS;
+constexpr int kSelectedShares = kShares / TENSOR_SHARES;
+constexpr int kOwnGroups = kGroups / kShares;
+constexpr int kOwnTiles = (kRowTiles + ORDER_SPLITS - 1) / ORDER_SPLITS;
+constexpr int kOwnRows = 8 * kOwnTiles;
+constexpr bool kRowsMayBeMissing = kOwnRows * ORDER_SPLITS > ORDER;
+static_assert(kSixteenBit && LOG2_SIZE >= 6 && kOwnGroups >= 1 && kSelectedShares >= 1 && kPanelRows <= 256, "what this kernel takes");
+
+// What shared memory holds: stages, the base as B operand, [64 columns][row][128 bytes], and H64 as A, with TENSOR_SHARES its negative too.
+constexpr u32 kGroupBytes = 128 * kPanelRows;
+constexpr u32 kStageBytes = kGroups * kGroupBytes;
+constexpr u32 kBase = STAGES * kStageBytes;
+constexpr u32 kBaseBlockBytes = 128 * kOwnRows;
+constexpr u32 kColumnMatrix = kBase + kBaseBlockBytes * ((ORDER + 63) / 64);
+constexpr u32 kColumnMatrixBytes = 64 * 128;
+constexpr int kColumnMatrices = TENSOR_SHARES > 1 ? 2 : 1;
+
+// Of a row of the panel: 16 rows at a time, a vector for each thread of a warpgroup; warpgroups take groups in turn. Both addresses
+// advance by constants. Calls `visit(address, offset in the row, how far that is from the thread's first one)`.
+template <typename Visit>
+__device__ __forceinline__ void each_own_vector(u32 stage, Visit visit) {
+  const int thread = threadIdx.x % 128, chunk = thread & 7, i = thread >> 3, first_group = WARPGROUPS == 1 ? 0 : threadIdx.x / 128;
+  const u32 address = stage + first_group * kGroupBytes + 128 * i + 16 * ((chunk ^ i) & 7);
+  const int offset = i * kColumns + 64 * first_group + 8 * chunk;
+#pragma unroll
+  for (int group = 0; group < kGroups; group += WARPGROUPS) {
+    if (kGroups % WARPGROUPS != 0 && first_group + group >= kGroups) continue;
+#pragma unroll
+    for (int n = 0; n < ORDER; n += 16) {
+      if (n + 16 > ORDER && i + n >= ORDER) continue;
+      visit(address + group * kGroupBytes + 128 * n, offset, n * kColumns + 64 * group);
+    }
+  }
+}
+
+__device__ __forceinline__ void start_row(const Rows& r, i64 row, u32 stage) {
+  const char* first = r.x + row_start(r, row, r.x_outer, r.x_inner) * kElementBytes;
+  each_own_vector(stage, [&](u32 address, int offset, int distance) { cp_async_cg_16(address, first + offset * kElementBytes + distance * kElementBytes); });
+  cp_async_commit_group();
+}
+
+__device__ __forceinline__ uint4 signs_at(const Rows& r, i64 row, int offset) {
+  return ld_global_v4(r.signs + ((row % r.sign_rows) * kSize + offset) * kElementBytes);
+}
+
+__device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
+  return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
+}
+
+// This thread's copies have arrived; it applies signs to what it copied itself.
+__device__ __forceinline__ void finish_row(const Rows& r, i64 row, u32 stage) {
+  cp_async_wait_all();
+  if (SIGNS == SIGNS_BEFORE)
+    each_own_vector(stage, [&](u32 address, int offset, int distance) {
+      st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_at(r, row, offset + distance)));
+    });
+  fence_proxy_async();  // what threads wrote, for wgmma, which reads by another path
+}
+
+// The column c' that M has for row `row`: the same, or for codes the order that warpgroup_quantize.cuh wants, g h w w for h g g g of w w.
+__device__ __forceinline__ int column_of_row(int row) {
+  return ENCODING ? (row & 48) | (row & 7) << 1 | (row >> 3 & 1) : row;
+}
+
+// H64 as the A operand of the first product, and its negative where shares differ: row c' is M, K = c is contiguous, 8 to a vector.
+__device__ __forceinline__ void write_column_matrices(u32 matrix) {
+#pragma unroll 1
+  for (int index = threadIdx.x; index < kColumnMatrices * 64 * 8; index += kThreads) {
+    const int row = index >> 3 & 63, vector = index & 7;
+    const u32 negative = index >> 9 ? kNegatePair : 0u;
+    const int column = column_of_row(row);
+    u32 word[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const u32 sign = (u32)__popc(column & (8 * vector + 2 * w)) & 1;
+      word[w] = kOnePair ^ negative ^ (sign << 15) ^ ((sign ^ (column & 1)) << 31);
+    }
+    st_shared_v4_b32(matrix + 128 * (index >> 3) + 16 * ((vector ^ row) & 7), make_uint4(word[0], word[1], word[2], word[3]));
+  }
+}
+
+// Rows first_row .. of the base as the B operand of the second product: row i' is N, K = i is contiguous, 8 to a vector.
+__device__ __forceinline__ void write_base(u32 base, int first_row) {
+  constexpr int kVectors = 2 * ((ORDER + 15) / 16);  // of a row
+  constexpr int kTimes = (kOwnRows * kVectors + kThreads - 1) / kThreads;
+  u32 signs[kTimes];  // all loads first
+#pragma unroll
+  for (int n = 0; n < kTimes; ++n) {
+    const int index = threadIdx.x + n * kThreads, row = first_row + index / kVectors;
+    // Results of rows past the last are dropped.
+    signs[n] = ld_global_u32(base_row_signs + (row < ORDER ? row : 0) * kWordsOfRow + index % kVectors / 4);
+  }
+#pragma unroll
+  for (int n = 0; n < kTimes; ++n) {
+    const int index = threadIdx.x + n * kThreads, row = index / kVectors, vector = index % kVectors;
+    if (kOwnRows * kVectors % kThreads != 0 && index >= kOwnRows * kVectors) continue;
+    const u32 of_vector = signs[n] >> (8 * (vector % 4));
+    u32 word[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) word[w] = 0x3f803f80u ^ ((of_vector >> (2 * w)) << 15 & 0x8000u) ^ ((of_vector >> (2 * w + 1)) << 31);
+    st_shared_v4_b32(base + vector / 8 * kBaseBlockBytes + 128 * row + 16 * ((vector ^ row) & 7), make_uint4(word[0], word[1], word[2], word[3]));
+  }
+}
