@@ -87,7 +87,7 @@ def build_kernel(text: str, entry: str, constants: Sequence[tuple[str, str]] = (
         f'extern "C" void emulated_entry(const emulator::Arguments& a) {{\n{entry}\n}}\n'
     )
     flags = [*_KERNEL, *(f"-D{name}={value}" for name, value in constants)]
-    return _build(whole, flags, [FOLDER / "host.hpp"])
+    return _build(whole, flags, sorted(FOLDER.glob("host*.hpp")))
 
 
 @functools.cache

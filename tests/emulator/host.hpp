@@ -65,6 +65,8 @@ struct Arguments {
 constexpr u32 kSharedBase = 1024;
 
 enum class Format { FLOAT16, BFLOAT16 };
+// Which dimension of wgmma's B is contiguous in shared memory.
+enum class Layout { K_CONTIGUOUS, N_CONTIGUOUS };
 
 // `instruction` is the name that errors are reported under.
 void load_global(void* value, const void* address, int bytes, const char* instruction);
@@ -77,11 +79,12 @@ void wait_for_copies(const char* instruction);
 void init_mbarrier(u32 barrier, u32 arrivals, const char* instruction);
 void publish_mbarriers();
 void arrive_at_mbarrier(u32 barrier, u32 expected_bytes, const char* instruction);
+void arrive_after_copies(u32 barrier, const char* instruction);
 bool wait_at_mbarrier(u32 barrier, u32 parity, const char* instruction);
 void start_remote_store(u32 address, u32 barrier, const void* value, const char* instruction);
 void start_bulk_copy(u32 shared_address, const void* address, u32 bytes, u32 barrier, const char* instruction);
 void warp_barrier(const char* instruction);
-void block_barrier(const char* instruction);
+void block_barrier(u32 number, u32 threads, const char* instruction);
 void cluster_arrive(const char* instruction);
 void cluster_wait(const char* instruction);
 void let_dependents_start(const char* instruction);
@@ -89,8 +92,14 @@ void wait_for_previous_grid();
 u32 cluster_rank();
 u32 map_shared(u32 address, u32 rank, const char* instruction);
 float exchange_lanes(float v, u32 mask, const char* instruction);
-void load_matrix(void* value, u32 address, int bytes, const char* instruction);
 void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Format format, const char* instruction);
+void fence_matrices();
+void fence_products();
+void start_product(float* d, int tiles, bool start, const u32* a, u64 a_matrix, u64 b_matrix, Layout layout, Format format,
+                   const char* instruction);
+void commit_products();
+void wait_for_products(int pending, const char* instruction);
+void store_matrices(u32 address, const u32* words, int count, const char* instruction);
 u32 half_bits(float v);
 u32 bfloat16_bits(float v);
 u32 float8_bits(float v, int mantissa, int bias, double maximum);
@@ -244,7 +253,11 @@ __device__ __forceinline__ void bar_warp_sync() {
 }
 
 __device__ __forceinline__ void bar_sync() {
-  emulator::block_barrier(__func__);
+  emulator::block_barrier(0, 0, __func__);
+}
+
+__device__ __forceinline__ void bar_sync_of(u32 barrier, u32 threads) {
+  emulator::block_barrier(barrier, threads, __func__);
 }
 
 __device__ __forceinline__ u32 cluster_ctarank() {
@@ -262,6 +275,14 @@ __device__ __forceinline__ void st_async_v4_b32(u32 address, u32 barrier, float 
 
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
   emulator::arrive_at_mbarrier(barrier, bytes, __func__);
+}
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+  emulator::arrive_at_mbarrier(barrier, 0, __func__);
+}
+
+__device__ __forceinline__ void cp_async_mbarrier_arrive_noinc(u32 barrier) {
+  emulator::arrive_after_copies(barrier, __func__);
 }
 
 __device__ __forceinline__ bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
@@ -394,38 +415,4 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
 __device__ __forceinline__ void order_after(float& value) { (void)value; }
 __device__ __forceinline__ void order_after(u32& value) { (void)value; }
 
-#if WGMMA
-// A warp at a time: its 16 rows need nothing of the other three's. B is read at once, where the GPU may do so until the
-// group has ended.
-inline void multiply_group(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add,
-                                               emulator::Format format, const char* instruction) {
-  const u32 a[4] = {a0, a1, a2, a3}, lane = threadIdx.x % 32, start = (u32)(b & 0x3fff) << 4;
-  const u32 eight_rows = (u32)(b >> 32 & 0x3fff) << 4;
-  for (u32 n = 0; n < 8; ++n) {
-    u32 fragment[2] = {0, 0};
-    for (u32 i = 0; i < 4; ++i) {  // K = 2t, 2t + 1, 2t + 8, 2t + 9; 64 elements, 128 bytes, a row
-      const u32 k = 2 * (lane % 4) + i % 2 + 8 * (i / 2);
-      const u32 linear = start + k / 8 * eight_rows + k % 8 * 128 + 16 * n + 2 * (lane / 4);
-      u16 element;
-      emulator::load_matrix(&element, linear ^ (linear >> 3 & 0x70), 2, instruction);
-      fragment[i / 2] |= (u32)element << (16 * (i % 2));
-    }
-    const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-    emulator::multiply(d[n], a, fragment, add ? d[n] : zero, format, instruction);
-  }
-}
-
-__device__ __forceinline__ void wgmma_m64n64k16_f32_f16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
-  multiply_group(d, a0, a1, a2, a3, b, add, emulator::Format::FLOAT16, __func__);
-}
-
-__device__ __forceinline__ void wgmma_m64n64k16_f32_bf16(float (&d)[8][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b, u32 add) {
-  multiply_group(d, a0, a1, a2, a3, b, add, emulator::Format::BFLOAT16, __func__);
-}
-
-__device__ __forceinline__ void wgmma_fence() {}
-__device__ __forceinline__ void wgmma_commit_group() {}
-template <int PENDING>
-__device__ __forceinline__ void wgmma_wait_group() {}
-__device__ __forceinline__ void fence_proxy_async() {}
-#endif
+#include "host_warpgroup.hpp"

@@ -17,6 +17,7 @@ from hadacore.kernels.base_configurations import BaseConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
 from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from tests.emulator.build import build_kernel, load_kernel, runtime
 
 Array: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
@@ -43,7 +44,7 @@ _ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.rows
 #endif
 );"""
 # Constants of the program may be read as well.
-_PROGRAM_CONSTANTS = "base_signs"
+_PROGRAM_CONSTANTS = re.compile(r"const u32 (base_signs|base_row_signs)\[(\d+)\]")
 _COLUMNS_ENTRY = """hadamard_transform(a.x, a.y, a.scale, a.inner
 #if SIGNS != 0
   , a.signs, a.sign_rows
@@ -194,10 +195,10 @@ class Program:
     ) -> None:  # fmt: skip
         library = load_kernel(build_kernel(text, entry, constants))
         self._entry = ctypes.cast(library.emulated_entry, ctypes.c_void_p).value
-        found = re.search(rf"{_PROGRAM_CONSTANTS}\[(\d+)\]", text)
+        found = _PROGRAM_CONSTANTS.search(text)
         self._constants = None
         if found is not None:
-            table = (ctypes.c_uint32 * int(found.group(1))).in_dll(library, _PROGRAM_CONSTANTS)
+            table = (ctypes.c_uint32 * int(found.group(2))).in_dll(library, found.group(1))
             self._constants = np.frombuffer(table, dtype=np.uint32)
         self._threads, self._shared_bytes, self._cluster = threads, shared_bytes, cluster
         self._programmatic = programmatic
@@ -271,7 +272,9 @@ class Program:
 class EmulatedKernel(Program):
     """A configuration of the transform, compiled from the package's own text for an ``__CUDA_ARCH__``."""
 
-    def __init__(self, configuration: KernelConfiguration | BaseConfiguration, *, cuda_arch: int = 900) -> None:
+    def __init__(
+        self, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, *, cuda_arch: int = 900
+    ) -> None:
         c = configuration
         # The compiler's own erff is not known without a header.
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)), ("erff", "emulator::error_function"))

@@ -70,6 +70,26 @@ struct Transfer {
   Stamp started;
 };
 
+// An arrival at an mbarrier that comes once these copies have landed.
+struct Arrival {
+  Mbarrier* barrier;
+  u32 thread;
+  std::vector<Copy> copies;
+};
+
+// A wgmma that a thread has started: its part of the operands and sums.
+struct WarpgroupProduct {
+  float* d;
+  int tiles;  // of 8 columns
+  bool start, has_fragments;
+  u32 a[4];
+  u64 a_matrix, b_matrix;
+  Layout layout;  // of B
+  Format format;
+  u32 group;
+  const char* instruction;
+};
+
 struct Thread {
   Context context;
   State state = State::READY;
@@ -82,6 +102,11 @@ struct Thread {
   u32 cluster_arrives = 0, cluster_waits = 0;
   bool was_refused = false;    // by the last try_wait
   std::vector<Copy> copies;  // started and not waited for
+  std::vector<WarpgroupProduct> products;
+  u32 product_groups = 0;        // committed
+  bool registers_fenced = false;  // since products were waited for
+  u32 fences = 0;                 // between this thread's writes to shared memory and wgmma
+  SharedClock seen_at_fence;
 };
 
 // The lanes that have arrived at a warp-wide instruction.
@@ -92,12 +117,19 @@ struct Warp {
   BankCounter banks;
 };
 
+constexpr u32 kBarriers = 16;  // of a block
+
+struct Barrier {
+  u32 threads = 0;  // it waits for so many
+  std::vector<Thread*> arrived;
+};
+
 struct Block {
   std::vector<char> shared;
   std::vector<Cell> cells;
   std::vector<Warp> warps;
   std::map<u32, Mbarrier> mbarriers;  // by offset
-  int at_barrier = 0;
+  Barrier barriers[kBarriers];
 };
 
 struct Cluster {
@@ -106,6 +138,7 @@ struct Cluster {
   std::vector<Block> blocks;
   std::vector<const Mbarrier*> mbarriers;  // by id; that of the first is the number of threads
   std::vector<Transfer> in_flight;
+  std::vector<Arrival> arrivals;  // that wait for copies
   int arrived = 0;
   u32 completed = 0;  // cluster barriers
   std::vector<Thread*> at_wait;

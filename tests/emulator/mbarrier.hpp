@@ -21,7 +21,8 @@ struct Mbarrier {
   u32 published_by = kNever;  // the cluster barrier that shows it to other blocks, counted from 1
   u32 arrivals;               // of a phase
   u32 pending_arrivals;
-  i64 pending_bytes = 0;  // below 0 if bytes arrive before they are expected
+  u32 arrivals_in_flight = 0;  // of copies that have not landed
+  i64 pending_bytes = 0;       // below 0 if bytes arrive before they are expected
   u32 phase = 0;          // that is not complete yet
   u32 last_copy = 0;      // the epoch of the copy that landed last
   bool copied_by_other_block = false;
@@ -29,6 +30,8 @@ struct Mbarrier {
 
   u32 epoch() const { return phase + 1; }  // of the copies that land in this phase
   bool has_completed(u32 parity) const { return (phase & 1) != (parity & 1); }
+  // Of this phase, which nobody has started.
+  i64 awaited_arrivals() const { return (i64)pending_arrivals - arrivals_in_flight; }
   bool done() const { return pending_arrivals == 0 && pending_bytes == 0; }
 
   void release(const SharedClock& seen, u32 thread, u32 epoch) {

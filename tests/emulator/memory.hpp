@@ -123,12 +123,14 @@ inline bool find_shared(SharedPlace& place, u32 address, int bytes, const char* 
 }
 
 // Records the access to a word and reports what is wrong with it. Returns whether nothing is.
-inline bool check_word(const SharedPlace& place, int byte, bool writes, const Accessor& by, const char* instruction) {
+inline bool check_word(const SharedPlace& place, int byte, bool writes, const Accessor& by, const char* instruction,
+                       bool may_be_unwritten = false) {
   Cell& cell = cell_of(place, byte);
   const bool was_written = cell.written, was_in_flight = cell.in_flight;
   const Stamp writer = cell.writer;
   const std::optional<Conflict> race = writes ? cell.written_by(by) : cell.read_by(by);
-  if (!race && !was_in_flight && !cell.of_mbarrier && (writes || was_written)) return true;
+  if (writes) cell.fences = current->fences;
+  if (!race && !was_in_flight && !cell.of_mbarrier && (writes || was_written || may_be_unwritten)) return true;
   const std::string where = shared_name(place.rank, place.offset + byte);
   if (cell.of_mbarrier) {
     report(instruction, "%s is part of an mbarrier", where.c_str());

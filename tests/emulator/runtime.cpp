@@ -7,16 +7,19 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "collective.hpp"
 #include "host.hpp"
 #include "machine.hpp"
 #include "memory.hpp"
 #include "numbers.hpp"
+#include "products.hpp"
 #include "transfers.hpp"
 
 namespace emulator {
@@ -27,26 +30,10 @@ namespace {
 
 // ---- scheduling -----------------------------------------------------------------------------------
 
-void leave_thread() {
-  Thread* thread = current;
-  switch_context(thread->context, scheduler);
-}
-
-void wait_at(const char* instruction) {
-  current->state = State::WAITING;
-  current->instruction = instruction;
-  leave_thread();
-}
-
-// The thread cannot go on, and neither can others without it.
-void stop_launch() {
-  stopped = true;
-  leave_thread();
-}
-
 void run_thread() {
   launch->entry(*launch->arguments);
   if (!current->copies.empty()) report("end of kernel", "%zu cp.async not waited for", current->copies.size());
+  if (!current->products.empty()) report("end of kernel", "%zu wgmma not waited for", current->products.size());
   current->state = State::FINISHED;
   leave_thread();
 }
@@ -60,6 +47,7 @@ Thread* next_thread() {
 
 void land_any_copy() {
   if (!cluster.in_flight.empty()) land_transfer(random_bits() % cluster.in_flight.size());
+  if (!cluster.arrivals.empty()) land_arrival_of(cluster.arrivals[random_bits() % cluster.arrivals.size()].thread);
   Thread& thread = cluster.threads[random_bits() % cluster.threads.size()];
   if (!thread.copies.empty()) land(thread.copies[random_bits() % thread.copies.size()]);
 }
@@ -67,6 +55,7 @@ void land_any_copy() {
 void run_ready_threads() {
   while (!stopped) {
     while (ready.empty() && !cluster.in_flight.empty()) land_transfer(cluster.in_flight.size() - 1);
+    while (ready.empty() && !cluster.arrivals.empty()) land_arrival_of(cluster.arrivals.back().thread);
     if (ready.empty()) break;
     if (landing == Landing::AT_ANY_SWITCH) land_any_copy();
     current = next_thread();
@@ -146,55 +135,6 @@ void finish_cluster() {
   }
 }
 
-// ---- barriers -------------------------------------------------------------------------------------
-
-Thread* first_thread(const Thread& thread) { return &cluster.threads[(std::size_t)thread.block * launch->threads]; }
-
-// All of these have arrived: what each did before is now ordered before what any does next.
-void synchronise(Thread* first, int count) {
-  Clock joined;
-  SharedClock last;
-  for (Thread* thread = first; thread < first + count; ++thread) {
-    if (thread->seen != last) join(joined, *thread->seen);
-    last = thread->seen;
-    raise_epoch(joined, thread->id, thread->epoch++);
-  }
-  const SharedClock seen = std::make_shared<const Clock>(std::move(joined));
-  for (Thread* thread = first; thread < first + count; ++thread) {
-    thread->seen = seen;
-    wake(*thread);
-  }
-}
-
-// ---- warp-wide ------------------------------------------------------------------------------------
-
-struct LaneValue {
-  float v;
-  u32 mask;
-  float result;
-};
-
-// Waits until all lanes have arrived; the last runs compute(operands of all lanes).
-template <typename Operands, typename Compute>
-void collective(Operands& operands, const char* instruction, Compute compute) {
-  Block& block = block_of(*current);
-  const u32 first = current->index / 32 * 32;
-  Warp& warp = block.warps[first / 32];
-  if (warp.arrived > 0 && std::strcmp(warp.instruction, instruction) != 0) {
-    report(instruction, "other lanes of the warp are at %s", warp.instruction);
-    stop_launch();
-  }
-  warp.instruction = instruction;
-  warp.operands[current->index - first] = &operands;
-  if (++warp.arrived < 32) return wait_at(instruction);
-  Operands* lanes[32];
-  for (int lane = 0; lane < 32; ++lane) lanes[lane] = static_cast<Operands*>(warp.operands[lane]);
-  compute(lanes);
-  warp.arrived = 0;
-  Thread* lane = first_thread(*current) + first;
-  for (int i = 0; i < 32; ++i) wake(lane[i]);
-}
-
 }  // namespace
 
 // ---- what the kernel calls ------------------------------------------------------------------------
@@ -233,15 +173,6 @@ void load_shared(void* value, u32 address, int bytes, const char* instruction) {
   std::memcpy(value, &place.block->shared[place.offset], bytes);
 }
 
-// As load_shared, for an instruction that reads a matrix as a whole: which banks a thread's part is in says nothing.
-void load_matrix(void* value, u32 address, int bytes, const char* instruction) {
-  SharedPlace place;
-  std::memset(value, kPoison, bytes);
-  if (!find_shared(place, address, bytes, instruction)) return;
-  check_shared(place, bytes, false, instruction);
-  std::memcpy(value, &place.block->shared[place.offset], bytes);
-}
-
 void store_shared(u32 address, const void* value, int bytes, const char* instruction) {
   SharedPlace place;
   if (!find_shared(place, address, bytes, instruction)) return;
@@ -263,6 +194,7 @@ void start_copy(u32 shared_address, const void* address, const char* instruction
 }
 
 void wait_for_copies(const char* instruction) {
+  while (land_arrival_of(current->id)) {}  // and yet only their mbarrier shows those copies, also to this thread
   for (Copy& copy : current->copies) {
     land(copy);
     check_global(copy.source, 16, false, instruction);  // nobody may have written to it since the start
@@ -271,6 +203,7 @@ void wait_for_copies(const char* instruction) {
       Cell& cell = block_of(*current).cells[word];
       cell.in_flight = false;
       cell.writer = accessor(*current).now;  // from here on a barrier shows it to others
+      cell.fences = current->fences;
     }
   }
   current->copies.clear();
@@ -296,7 +229,7 @@ void publish_mbarriers() {
 void arrive_at_mbarrier(u32 address, u32 expected_bytes, const char* instruction) {
   Mbarrier* barrier = find_mbarrier(address, Window::OF_BLOCK, instruction);
   if (!barrier) return;
-  if (barrier->pending_arrivals == 0)
+  if (barrier->awaited_arrivals() <= 0)
     return report(instruction, "more arrivals than the %u of a phase", barrier->arrivals);
   barrier->pending_bytes += expected_bytes;
   if (barrier->pending_bytes > kMostCounted)
@@ -304,6 +237,15 @@ void arrive_at_mbarrier(u32 address, u32 expected_bytes, const char* instruction
   --barrier->pending_arrivals;
   barrier->release(current->seen, current->id, current->epoch++);
   complete_phase_if_done(*barrier);
+}
+
+// The arrival comes once the thread's copies so far have landed, and shows them, but nothing else that the thread did.
+void arrive_after_copies(u32 address, const char* instruction) {
+  Mbarrier* barrier = find_mbarrier(address, Window::OF_BLOCK, instruction);
+  if (!barrier) return;
+  if (barrier->awaited_arrivals() <= 0)
+    return report(instruction, "more arrivals than the %u of a phase", barrier->arrivals);
+  start_arrival(*barrier);
 }
 
 // A first try that comes too early fails at once, to see whether the kernel tries again. The next one waits.
@@ -349,18 +291,30 @@ void start_bulk_copy(u32 shared_address, const void* address, u32 bytes, u32 bar
 }
 
 void warp_barrier(const char* instruction) {
-  char nothing;
-  collective(nothing, instruction, [](char* const (&)[32]) {
-    synchronise(first_thread(*current) + current->index / 32 * 32, 32);
+  Thread* own = current;
+  collective(own, instruction, [](Thread** const (&lanes)[32]) {
+    std::array<Thread*, 32> threads;
+    for (int i = 0; i < 32; ++i) threads[i] = *lanes[i];
+    synchronise(threads);
   });
 }
 
-void block_barrier(const char* instruction) {
-  block_of(*current).warps[current->index / 32].banks.meet(current->index % 32);
+void block_barrier(u32 number, u32 threads, const char* instruction) {
   Block& block = block_of(*current);
-  if (++block.at_barrier < launch->threads) return wait_at(instruction);
-  block.at_barrier = 0;
-  synchronise(first_thread(*current), launch->threads);
+  if (number >= kBarriers) return report(instruction, "barrier %u of %u", number, kBarriers);
+  if (threads == 0) threads = launch->threads;
+  if (threads % 32 != 0 || threads > (u32)launch->threads)
+    return report(instruction, "%u threads are not whole warps of the block", threads);
+  block.warps[current->index / 32].banks.meet(current->index % 32);
+  Barrier& barrier = block.barriers[number];
+  if (!barrier.arrived.empty() && barrier.threads != threads) {
+    report(instruction, "barrier %u is one of %u threads for others", number, barrier.threads);
+    stop_launch();
+  }
+  barrier.threads = threads;
+  barrier.arrived.push_back(current);
+  if (barrier.arrived.size() < threads) return wait_at(instruction);
+  synchronise(std::exchange(barrier.arrived, {}));
 }
 
 // Orders no memory, since the arrive is relaxed: it says that blocks have started, and shows mbarriers.
@@ -399,6 +353,12 @@ u32 map_shared(u32 address, u32 rank, const char* instruction) {
   return kClusterWindow | rank << kRankShift | (address & ((1u << kRankShift) - 1));
 }
 
+struct LaneValue {
+  float v;
+  u32 mask;
+  float result;
+};
+
 float exchange_lanes(float v, u32 mask, const char* instruction) {
   LaneValue own = {v, mask, 0.f};
   collective(own, instruction, [](LaneValue* const (&lanes)[32]) {
@@ -410,6 +370,54 @@ float exchange_lanes(float v, u32 mask, const char* instruction) {
 void multiply(float* d, const u32 (&a)[4], const u32 (&b)[2], const float* c, Format format, const char* instruction) {
   Product own = {d, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}, c};
   collective(own, instruction, [format](Product* const (&lanes)[32]) { multiply_fragments(lanes, format); });
+}
+
+// ---- products of a warpgroup ----------------------------------------------------------------------
+
+void fence_matrices() {
+  ++current->fences;
+  current->seen_at_fence = current->seen;
+}
+
+void fence_products() { current->registers_fenced = true; }
+
+void start_product(float* d, int tiles, bool start, const u32* a, u64 a_matrix, u64 b_matrix, Layout layout, Format format,
+                   const char* instruction) {
+  WarpgroupProduct product = {d, tiles, start, a != nullptr, {}, a_matrix, b_matrix, layout, format, current->product_groups, instruction};
+  if (a) std::copy(a, a + 4, product.a);
+  if (!current->registers_fenced) report(instruction, "no wgmma_fence after registers may have been touched");
+  const int row_bytes = layout == Layout::K_CONTIGUOUS ? 32 : 128;
+  if (!check_matrix(b_matrix, row_bytes, instruction) || (!a && !check_matrix(a_matrix, 32, instruction))) return;
+  u32 fragment[4], fragment_of_b[2];
+  if (!a) read_a(fragment, product);
+  for (int tile = 0; tile < tiles; ++tile) read_b(fragment_of_b, product, tile);
+  if (start) std::fill(d, d + 4 * tiles, std::numeric_limits<float>::quiet_NaN());
+  current->products.push_back(product);
+}
+
+void commit_products() { ++current->product_groups; }
+
+void wait_for_products(int pending, const char*) {
+  std::vector<WarpgroupProduct>& products = current->products;
+  std::size_t ended = 0;
+  while (ended < products.size() && products[ended].group + pending < current->product_groups) compute(products[ended++]);
+  products.erase(products.begin(), products.begin() + ended);
+  current->registers_fenced = false;
+}
+
+// Lane i has the address of column i % 8 of matrix i / 8. Elements come from lanes that hold them as an accumulator of mma.
+void store_matrices(u32 address, const u32* words, int count, const char* instruction) {
+  struct Matrices {
+    const u32* words;
+    u16 column[8];
+  } own = {words, {}};
+  collective(own, instruction, [count](Matrices* const (&lanes)[32]) {
+    for (int i = 0; i < 8 * count; ++i)
+      for (int row = 0; row < 8; ++row)
+        lanes[i]->column[row] = (u16)(lanes[4 * row + i % 8 / 2]->words[i / 8] >> (16 * (i % 2)));
+  });
+  if ((int)current->index % 32 < 8 * count) store_shared(address, own.column, 16, instruction);
+  else count_banks(address, 16);  // ignored, but the lanes are counted together
 }
 
 u32 half_bits(float v) { return half_from_float(v); }

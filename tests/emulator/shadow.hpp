@@ -65,6 +65,7 @@ struct Cell {
   Stamp writer;
   Stamp reader;                    // since it was written last; of several ordered ones the last
   std::unique_ptr<Clock> readers;  // instead of `reader`, where they are not ordered
+  u32 fences = 0;                  // of the writer, if it is a thread, when it wrote
   bool written = false;
   bool read = false;
   bool in_flight = false;    // a cp.async into it was started and not waited for

@@ -22,8 +22,9 @@ def snippet(
         f'extern "C" __global__ void snippet(const char* x, char* y) {{\n'
         f"const u32 shared = cvta_to_shared_dynamic(), t = threadIdx.x;\n{body}\n}}\n"
     )
+    constants = [("WGMMA", "1")] if "wgmma" in body else []
     return Program(
-        text, "snippet(a.x, a.y);", threads=threads, shared_bytes=shared_bytes, cluster=cluster,
+        text, "snippet(a.x, a.y);", constants, threads=threads, shared_bytes=shared_bytes, cluster=cluster,
         programmatic=programmatic,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -103,6 +104,44 @@ inline void start_transfer(Transfer transfer, const char* instruction) {
   std::memset(&place.block->shared[place.offset], kPoison, transfer.bytes);
   if (landing == Landing::AT_ONCE) land(transfer);
   else cluster.in_flight.push_back(std::move(transfer));
+}
+
+// ---- arrivals after cp.async ----------------------------------------------------------------------
+
+// The earliest of a thread, as each waits for all copies before it. What the copies did counts as done by the mbarrier: to wait for
+// its phase is to see them. Returns whether there was one.
+inline bool land_arrival_of(u32 thread) {
+  const auto is_of_thread = [thread](const Arrival& arrival) { return arrival.thread == thread; };
+  const auto found = std::find_if(cluster.arrivals.begin(), cluster.arrivals.end(), is_of_thread);
+  if (found == cluster.arrivals.end()) return false;
+  const Arrival arrival = std::move(*found);
+  cluster.arrivals.erase(found);
+  Mbarrier& barrier = *arrival.barrier;
+  const Accessor by = {{(u32)cluster.number, barrier.id, barrier.epoch()}, cluster.threads[arrival.thread].seen.get()};
+  Block& block = cluster.blocks[barrier.block];
+  for (Copy copy : arrival.copies) {
+    land(copy);
+    record_global_read(copy.source, 16, by);
+    const u32 first_word = (copy.destination & ((1u << kRankShift) - 1)) / kWordBytes;
+    for (u32 word = first_word; word < first_word + 16 / kWordBytes; ++word) {
+      block.cells[word].in_flight = false;
+      block.cells[word].writer = by.now;
+    }
+  }
+  if (!arrival.copies.empty()) barrier.last_copy = barrier.epoch();
+  --barrier.arrivals_in_flight;
+  --barrier.pending_arrivals;
+  complete_phase_if_done(barrier);
+  return true;
+}
+
+inline void start_arrival(Mbarrier& barrier) {
+  const Accessor in_flight = {{(u32)cluster.number, barrier.id, kInFlight}, current->seen.get()};
+  for (const Copy& copy : current->copies) record_global_read(copy.source, 16, in_flight);
+  ++barrier.arrivals_in_flight;
+  cluster.arrivals.push_back({&barrier, current->id, std::move(current->copies)});
+  current->copies.clear();
+  if (landing == Landing::AT_ONCE) land_arrival_of(current->id);
 }
 
 // ---- the end --------------------------------------------------------------------------------------
