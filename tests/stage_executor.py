@@ -23,12 +23,18 @@ def _split(values: Tensor) -> Tensor:
     return high + low
 
 
-def execute(stages: tuple[Stage, ...], x: Tensor, scale: float) -> Tensor:
-    """The transform of the rows of ``x`` as the stages prescribe it, rounded once at the end."""
+def execute(stages: tuple[Stage, ...], x: Tensor, scale: float, base: Tensor | None = None) -> Tensor:
+    """The transform of the rows of ``x`` as the stages prescribe it, rounded once at the end.
+
+    ``base`` is applied to the index above all bits.
+    """
     values = x.float()
     for stage in stages:
         if stage.unit == TENSOR_CORES_SPLIT:
             values = _split(values)
+        if stage.base_order > 1:
+            assert base is not None and base.shape == (stage.base_order, stage.base_order)
+            values = (base.float() @ values.reshape(x.shape[0], stage.base_order, -1)).reshape(x.shape)
         for bit in stage.bits:
             values = _butterfly(values, bit)
     return (values * scale).to(x.dtype)

@@ -18,6 +18,7 @@ from hadacore.kernels.base_configurations import (
     base_candidates,
     choose_base,
     has_halves,
+    panel_candidates,
 )
 from hadacore.kernels.base_signs import dense_base
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE
@@ -90,7 +91,7 @@ def test_others_keep_the_dense_base() -> None:
     assert not any(c.halves for c in base_candidates(2, 924, 5, HOPPER))
     assert not any(c.halves for c in base_candidates(1, 924, 5, HOPPER, base=BASE_OF_ELEMENTS))
     for order, log2_columns in ((148, 7), (36, 8), (428, 5), (684, 4)):
-        assert not any(c.halves for c in base_candidates(1, order, log2_columns, HOPPER))
+        assert not any(c.halves for c in panel_candidates(1, order, log2_columns, HOPPER))
 
 
 def test_every_order_of_the_construction_has_kernels() -> None:
@@ -99,7 +100,7 @@ def test_every_order_of_the_construction_has_kernels() -> None:
     for order in PALEY_II:
         for log2_columns in range(9):
             for code in (0, 2):
-                found = base_candidates(code, order, log2_columns, HOPPER)
+                found = panel_candidates(code, order, log2_columns, HOPPER)
                 assert all(c.size == order << log2_columns and c.runs_on(HOPPER) for c in found)
                 assert len({c.halves for c in found}) == 1
                 if found[0].halves:

@@ -100,16 +100,22 @@ def _orders(element: Element) -> int:
     device = torch.cuda.current_device()
     architecture = architecture_of(torch.cuda.get_device_capability(device))
     launched = 0
-    for size in (20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336, 29568):
+    sizes = dict.fromkeys((20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336, 29568), 7)
+    if element.bytes == 2:
+        sizes |= {
+            9216: 300,
+            18944: 140,
+        }  # rows, more than the blocks that loop over them: by warpgroups, and by warps that drift
+    for size, rows in sizes.items():
         matrix = factor(size)
         signs = torch.ones(size, dtype=element.dtype, device="cuda")
         for candidate in base_candidates(element.cuda_code, matrix.base_order, matrix.log2, architecture):
             for signs_are in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
-                x = torch.randn(7, size, device="cuda").to(element.dtype)
+                x = torch.randn(rows, size, device="cuda").to(element.dtype)
                 out = torch.empty_like(x)
-                prepared = prepare(candidate.with_options(signs_are, False), 7, device)
+                prepared = prepare(candidate.with_options(signs_are, False), rows, device)
                 used = None if signs_are == NO_SIGNS else signs
-                launch_prepared(prepared, device, kernel_arguments(x, out, 1.0, 7, size, used, None))
+                launch_prepared(prepared, device, kernel_arguments(x, out, 1.0, rows, size, used, None))
                 torch.cuda.synchronize()
                 assert torch.isfinite(out).all()
                 launched += 1

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.gpu
 GUARD = 64
 SIZES = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
 SIZES += (10944, 29568, 53248)
+SIZES += (2560, 3072, 4608, 4864, 9216, 18432, 20480)
+
+
+def _more_than_blocks(size: int) -> int:
+    """Rows, more than the blocks that loop over them: up to 8 on a multiprocessor."""
+    return max(300, 5_000_000 // size)
 
 
 @pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
@@ -27,7 +33,7 @@ SIZES += (10944, 29568, 53248)
 def test_every_candidate_gives_the_same_bits(element: Element, size: int) -> None:
     device = torch.cuda.current_device()
     matrix = factor(size)
-    rows = 1 + 300_000 // size  # more than the blocks that loop over them
+    rows = 1 + 5_000_000 // size  # more than the blocks that loop over them
     x = torch.randn(rows, size, device="cuda").to(element.dtype)
     exact = oracle.transform(x)
     results = []
@@ -48,22 +54,23 @@ def test_every_candidate_gives_the_same_bits(element: Element, size: int) -> Non
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("size", [96, 2880, 5120, 14336, 28672, 29568])
+@pytest.mark.parametrize("size", [96, 2304, 2880, 5120, 14336, 20480, 28672, 29568])
 def test_rows_alone_and_in_place(size: int) -> None:
     """In place too where several blocks share a row."""
-    x = torch.randn(300, size, device="cuda", dtype=torch.bfloat16)
+    many = _more_than_blocks(size)
+    x = torch.randn(many, size, device="cuda", dtype=torch.bfloat16)
     together = hadacore.hadamard_transform(x)
-    for rows in (1, 2, 7, 64, 300):
+    for rows in (1, 2, 7, 64, 300, many):
         some = x[:rows].clone()
         assert torch.equal(hadacore.hadamard_transform(some), together[:rows]), rows
         assert torch.equal(hadacore.hadamard_transform_(some), together[:rows]), rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [13696, 14336, 29568])
+@pytest.mark.parametrize("size", [2304, 9216, 13696, 14336, 18944, 20480, 28672, 29568])
 def test_options_of_large_rows(size: int, dtype: torch.dtype) -> None:
     """Signs before and after, rows at strides and in place, few and many: correctly rounded, and a row's bits always the same."""
-    many = 300  # more than the blocks that loop over rows
+    many = _more_than_blocks(size)
     projection = torch.randn(many, size + 64, device="cuda").to(dtype)
     x, signs = projection[:, :size], (torch.randint(0, 2, (size,), device="cuda") * 2 - 1).to(dtype)
     for given in (None, signs):
@@ -83,9 +90,10 @@ def test_options_of_large_rows(size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [3, 300])
-@pytest.mark.parametrize("size", [13696, 29568])
-def test_a_bad_row_of_a_large_size_touches_no_other(size: int, rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("size", [2304, 9216, 13696, 18944, 20480, 29568])
+def test_a_bad_row_of_a_large_size_touches_no_other(size: int, few: bool, dtype: torch.dtype) -> None:
+    rows = 3 if few else _more_than_blocks(size)
     x = torch.randn(rows, size, device="cuda").to(dtype)
     clean = hadacore.hadamard_transform(x)
     bad = {0: math.inf, rows // 2: math.nan}

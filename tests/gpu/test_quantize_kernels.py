@@ -222,7 +222,7 @@ def _run(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("n", [64, 1024, 4096, 16384, 32768, 448, 5120, 14336, 29568])
+@pytest.mark.parametrize("n", [64, 1024, 4096, 16384, 32768, 448, 2560, 5120, 9216, 14336, 29568])
 def test_every_configuration_gives_the_same_bits(n: int, dtype: torch.dtype) -> None:
     architecture = architecture_of(torch.cuda.get_device_capability())
     matrix, code = factor(n), BY_DTYPE[dtype].cuda_code
@@ -251,7 +251,7 @@ def test_every_configuration_gives_the_same_bits(n: int, dtype: torch.dtype) -> 
         assert_quantized_within(q, exact, bound, differing=0.2)
 
 
-@pytest.mark.parametrize("n", [16, 128, 1024, 4096, 32768, 448, 5120, 14336])
+@pytest.mark.parametrize("n", [16, 128, 1024, 4096, 32768, 448, 2560, 5120, 9216, 14336])
 def test_rows_do_not_depend_on_how_many_there_are(n: int) -> None:
     many = max(300, (1 << 22) // n)  # enough for the configuration of many rows
     x = torch.randn(many, n, device="cuda", dtype=torch.bfloat16)
@@ -284,7 +284,7 @@ def test_strided_rows_are_read_in_place() -> None:
 
 
 def test_a_bad_row_touches_no_other() -> None:
-    for n in (128, 4096, 14336):
+    for n in (128, 4096, 2560, 14336):
         x = torch.randn(40, n, device="cuda", dtype=torch.bfloat16)
         clean = hadamard_quantize(x, "fp8_e4m3")
         x[7, 5], x[20, n - 1] = math.nan, math.inf
