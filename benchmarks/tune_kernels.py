@@ -48,10 +48,11 @@ from hadacore.kernels.configurations import (
 )
 from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of, scale_factor
 from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import factor
 from hadacore.prologues import GatedActivation
 
-Configuration = KernelConfiguration | BaseConfiguration
+Configuration = KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
 
 ELEMENTS = (1 << 23, 1 << 25)
 COMPILERS = 14
@@ -124,13 +125,32 @@ def of_panel(plain: BaseConfiguration, halves: bool) -> Iterator[BaseConfigurati
                 continue
             most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
             for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
-                try:
-                    yield replace(
-                        plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
-                        minimum_blocks=blocks, wgmma=wgmma, wide=wide, halves=halves,
-                    )  # fmt: skip
-                except ValueError:
-                    continue
+                for drift in (False, True)[: 1 + (wgmma and stages == 2 and blocks == 1)]:
+                    try:
+                        yield replace(
+                            plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
+                            minimum_blocks=blocks, wgmma=wgmma, wide=wide, halves=halves, drift=drift,
+                        )  # fmt: skip
+                    except ValueError:
+                        continue
+
+
+def by_warpgroups(code: int, order: int, log2_columns: int) -> Iterator[WarpgroupConfiguration]:
+    """Configurations of ``order * 2^log2_columns`` by ``warpgroup_rows.cu``."""
+    for merged, warpgroups, overlap in itertools.product(range(log2_columns), (1, 2), (False, True)):
+        try:
+            plain = WarpgroupConfiguration(
+                code, order << merged, merged, log2_columns - merged, warpgroups, overlap=overlap,
+                tensor_shares=warpgroups,
+            )  # fmt: skip
+        except ValueError:
+            continue
+        registers = (plain.own_groups * plain.panel_rows + plain.own_rows) // 2 + 26
+        if plain.order > 112 or registers > 250 or (overlap and plain.own_groups == 1):
+            continue
+        most = min(65536 // (plain.threads * max(64, registers)), 8)
+        for blocks in {max(1, most), max(1, most - 1)}:
+            yield replace(plain, minimum_blocks=blocks)
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:
@@ -148,12 +168,13 @@ def of_table(code: int, size: int, fusion: Fusion | None, architecture: Architec
 
 def all_candidates(code: int, size: int, fusion: Fusion | None, architecture: Architecture) -> list[Configuration]:
     """Those of the table, then the others."""
-    found: Iterator[Configuration]
-    if size & (size - 1) == 0:
-        found = powers(code, size.bit_length() - 1)
+    matrix = factor(size)
+    found: Iterable[Configuration]
+    if matrix.base_order == 1:
+        found = powers(code, matrix.log2)
     else:
-        matrix = factor(size)
-        found = with_base(code, matrix.base_order, matrix.log2)
+        by_either = (with_base, by_warpgroups)
+        found = itertools.chain.from_iterable(space(code, matrix.base_order, matrix.log2) for space in by_either)
     mine, others = of_table(code, size, fusion, architecture), []
     for c in found:
         try:
@@ -301,7 +322,7 @@ def main() -> None:
                     **of_all, "size": size, "of_table": int(is_of_table), "elements": count, "us": f"{us:.3f}",
                     "copy_us": f"{copy_us:.3f}", "ratio": f"{us / copy_us:.4f}", "registers": resources[i][0],
                     "spilled_bytes": resources[i][1], "minimum_blocks": c.minimum_blocks, "programmatic": c.programmatic,
-                    "columns": c.log2_size if isinstance(c, BaseConfiguration) else 0, "configuration": str(c),
+                    "columns": 0 if isinstance(c, KernelConfiguration) else c.log2_size, "configuration": str(c),
                 }
             )  # fmt: skip
     print_best(lines, quantizers, counts)
