@@ -35,8 +35,8 @@ from typing import Any
 import torch
 
 from hadacore.backends import triton
-from hadacore.backends.triton import configurations as table
-from hadacore.backends.triton.configurations import Configuration
+from hadacore.backends.triton.candidates import base_candidates, candidates
+from hadacore.backends.triton.configurations import DIRECT, THREE_PARTS, Configuration
 from hadacore.backends.triton.launch import shared_bytes
 from hadacore.benchmarking import provenance
 from hadacore.benchmarking.report import write_csv
@@ -64,7 +64,7 @@ Job = dict[str, Any]
 
 def product_of(dtype: str) -> int:
     """How a library's base is applied to a type."""
-    return table.THREE_PARTS if dtype == "float32" else table.DIRECT
+    return THREE_PARTS if dtype == "float32" else DIRECT
 
 
 def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
@@ -75,10 +75,10 @@ def jobs_for(sizes: list[int], dtypes: list[str]) -> list[Job]:
         for size in sizes:
             found = factor(size)
             if found.base_order == 1:
-                candidates = table.candidates(found.log2, dtype != "float32", shared)
+                space = candidates(found.log2, dtype != "float32", shared)
             else:
-                candidates = table.base_candidates(found.base_order, found.log2, product_of(dtype), shared)
-            for index, c in enumerate(candidates):
+                space = base_candidates(found.base_order, found.log2, product_of(dtype), shared)
+            for index, c in enumerate(space):
                 jobs.append({"dtype": dtype, "size": size, "rank": index, "configuration": asdict(c)})
     return jobs
 

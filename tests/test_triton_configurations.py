@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -17,14 +18,14 @@ from typer.testing import CliRunner
 import hadacore
 from hadacore.backends import triton
 from hadacore.backends.triton import bases
+from hadacore.backends.triton.candidates import base_candidates, candidates
 from hadacore.backends.triton.compiling import SHARED_BYTES, TARGETS, Compiled, compile_for
 from hadacore.backends.triton.configurations import (
     DIRECT,
     IEEE,
     THREE_PARTS,
+    TWO_PARTS,
     Configuration,
-    base_candidates,
-    candidates,
     choose,
     choose_base,
 )
@@ -68,7 +69,7 @@ def test_every_candidate_gives_the_same_result(sixteen_bit: bool) -> None:
             ), c
 
 
-BASE_SIZES = [48, 192, 768, 5120, 896, 1376, 5504, 856]
+BASE_SIZES = [48, 192, 768, 5120, 896, 1376, 5504, 856, 6272, 11008]
 
 
 def _shapes(size: int, dtype: torch.dtype) -> list[Configuration]:
@@ -77,12 +78,12 @@ def _shapes(size: int, dtype: torch.dtype) -> list[Configuration]:
     shapes: dict[Any, Configuration] = {}
     for c in base_candidates(found.base_order, found.log2, product, shared_bytes=SHARED):
         assert c.size == size and (c.kernel == "sums" or c.rows * c.columns >= 16)
-        shapes.setdefault((c.kernel, c.order, c.block, c.held, c.parts, c.columns, min(c.rows, 2)), c)
+        shapes.setdefault((c.kernel, c.product, c.order, c.block, c.held, c.parts, c.columns, min(c.rows, 2)), c)
     return list(shapes.values())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", BASE_SIZES)
+# The last one is of several programs, with columns that are a product.
+@pytest.mark.parametrize(("size", "dtype"), [*itertools.product(BASE_SIZES, DTYPES), (10944, torch.float16)], ids=str)
 def test_every_candidate_of_a_base_gives_the_same_result(size: int, dtype: torch.dtype) -> None:
     x = torch.randn(5, size, device=GPU).to(dtype)
     signs = (torch.randint(0, 2, (size,), device=GPU) * 2 - 1).to(dtype)
@@ -103,13 +104,23 @@ def test_every_candidate_of_a_base_gives_the_same_result(size: int, dtype: torch
         assert not torch.isfinite(beside[1::2]).any(), c
 
 
-@pytest.mark.parametrize("size", [768, 5120, 1376])
-def test_every_candidate_of_a_base_makes_codes(size: int) -> None:
-    x = torch.randn(5, size, device=GPU).half()
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (768, torch.float16),
+        (5120, torch.float16),
+        (1376, torch.float16),
+        (5504, torch.float16),
+        (5504, torch.float32),
+    ],
+    ids=str,
+)
+def test_every_candidate_of_a_base_makes_codes(size: int, dtype: torch.dtype) -> None:
+    x = torch.randn(5, size, device=GPU).to(dtype)
     x[3, 1] = math.nan
     quantizer = Quantizer(BY_NAME["int8"], size)
     for c in _shapes(size, x.dtype):
-        if c.blocks > 1:  # no program has all of a row
+        if not c.makes_codes:
             continue
         rotated = torch.empty_like(x, dtype=torch.float32)
         codes = torch.empty_like(x, dtype=torch.int8)
@@ -120,6 +131,35 @@ def test_every_candidate_of_a_base_makes_codes(size: int) -> None:
         expected_codes, expected_scales = reference.quantize(rotated, quantizer)
         assert torch.equal(codes, expected_codes), c
         assert torch.equal(scales.view(torch.int32), expected_scales.view(torch.int32)), c
+
+
+def test_rows_of_any_magnitude_are_two_parts() -> None:
+    size = 5504
+    c = next(c for c in base_candidates(172, 5, THREE_PARTS, SHARED) if c.product == TWO_PARTS)
+    x = torch.randn(8, size, device=GPU)
+    x[:, ::7] *= 1e-6
+    x *= torch.tensor([1e-44, 1e-38, 1e-36, 1e-30, 1e-3, 1e30, 1e35, 0.0], device=GPU)[:, None]
+    y = torch.empty_like(x)
+    launch(c, x, y, size**-0.5, base=base_for(x, c))
+    exact = oracle.transform(x)
+    for row in range(8):
+        smallest = 2.0**-149  # what a result below the normal numbers is off by
+        error, allowed = (y[row] - exact[row]).norm().item(), tolerances.rounding_error(exact[row], x.dtype)
+        assert error <= 8 * allowed * exact[row].norm().item() + smallest * size**0.5, row
+    x[1, 3], x[4, 5] = math.inf, math.nan
+    launch(c, x, y, size**-0.5, base=base_for(x, c))
+    assert not torch.isfinite(y[[1, 4]]).any() and torch.isfinite(y[[0, 2, 3, 5, 6, 7]]).all()
+
+
+def test_a_base_as_bits_is_the_base() -> None:
+    for size in (5504, 13696):
+        found = hadacore.factor(size)
+        packed = bases.known_bits(found, GPU, found.base_order).cpu()
+        base = bases.known_base(found, torch.float16, GPU).cpu()
+        column = torch.arange(found.base_order)
+        position = 15 - (column // 2) % 16 + 16 * (column % 2)
+        for bits, matrix in zip(packed, (base, base.T), strict=True):
+            assert torch.equal((bits.T[:, column // 32] >> position) & 1, (matrix < 0).int())
 
 
 def test_bits_of_a_base_are_its_signs() -> None:
@@ -153,7 +193,9 @@ def test_a_base_is_covered_by_its_blocks() -> None:
                 assert c.size == order << log2_columns
                 assert c.kernel == "sums" or c.blocks * c.held * c.block >= c.order
                 assert c.kernel == "sums" or c.rows * c.columns >= 16
-                assert c.works_in_place == (order <= 256)
+                assert c.works_in_place == (order <= 256 or c.kernel == "bits")
+                codes = choose_base(order, log2_columns, product, shared_bytes=SHARED, callers=callers, codes=True)
+                assert codes.makes_codes or order > 256
 
 
 def test_candidates_of_an_earlier_run_are_known(tmp_path: Path) -> None:
@@ -192,7 +234,7 @@ def test_an_old_triton_is_refused_where_it_compiles_to_a_trap(monkeypatch: pytes
 COMPILED = """
 import sys, torch
 from hadacore.backends.triton.compiling import SHARED_BYTES, compile_for, epilogues
-from hadacore.backends.triton.configurations import DIRECT, IEEE, SYLVESTER, Configuration, choose, choose_base
+from hadacore.backends.triton.configurations import DIRECT, IEEE, SYLVESTER, TWO_PARTS, Configuration, choose, choose_base
 target = sys.argv[1]
 amd = target.startswith("gfx")
 for c, dtype, codes in (
@@ -202,6 +244,8 @@ for c, dtype, codes in (
     (Configuration("sums", 8, 2, 64, 4, 1, 1, 12, product=SYLVESTER), torch.float16, True),
     (Configuration("sums", 2, 1, 64, 1, 1, 1, 12, product=IEEE), torch.float32, False),
     (Configuration("panel", 2, 1, 16, 4, 1, 1, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
+    (Configuration("bits", 1, 1, 64, 4, 1, 3, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
+    (Configuration("bits", 2, 1, 16, 4, 1, 2, 260, 64, 64, TWO_PARTS, held=5), torch.float32, False),
     (choose_base(20, 8, DIRECT, amd), torch.float16, False),
     (choose(15, True, amd, SHARED_BYTES[target]), torch.float16, False),
     (choose_base(28, 10, DIRECT, amd, SHARED_BYTES[target]), torch.bfloat16, False),

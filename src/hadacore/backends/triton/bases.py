@@ -42,6 +42,33 @@ def base_bits(order: int) -> int:
     return sum(1 << int(position) for position in np.flatnonzero(np.asarray(base_matrix(found)) < 0))
 
 
+def known_bits(found: Factorization, device: torch.device, order: int) -> Tensor:
+    """The base as bits, and its transpose, ``(2, words, order)``: word w of a row is of its columns from 32 w on.
+
+    A bit says that an element is -1; columns 2 q and 2 q + 1 of 32 are bits 15 - q and 31 - q. Words are whole for any step.
+    """
+    key = order, torch.int32, device
+    base = _kept.get(key)
+    if base is None:
+        matrix = known_base(found, torch.float16, torch.device("cpu"), order).numpy() < 0
+        signs = np.zeros((2, order, 4 * -(-order // 128), 16, 2), np.int64)
+        for target, source in zip(signs, (matrix, matrix.T), strict=True):
+            target.reshape(order, -1)[:, :order] = source
+        shifts = np.arange(15, -1, -1)[:, None] + np.array([0, 16])[None, :]
+        packed = (signs << shifts).sum((3, 4)).astype(np.uint32).view(np.int32)
+        base = _kept[key] = _uploaded(torch.from_numpy(packed).mT.contiguous(), found, device)
+    return base
+
+
+def _uploaded(matrix: Tensor, found: Factorization, device: torch.device) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"the base matrix of size {found.n} is not on {device} yet, and cannot be uploaded while a CUDA graph is "
+            "captured; transform a row of this size and type once before the capture"
+        )
+    return matrix.to(device)
+
+
 def known_base(found: Factorization, dtype: torch.dtype, device: torch.device, order: int | None = None) -> Tensor:
     """H_m of a factorization in zeros, or with bits of the columns merged into it, ``kron(H_m, Sylvester)`` of ``order``.
 
@@ -52,13 +79,8 @@ def known_base(found: Factorization, dtype: torch.dtype, device: torch.device, o
     key = order, dtype, device
     base = _kept.get(key)
     if base is None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"the base matrix of size {found.n} is not on {device} yet, and cannot be uploaded while a CUDA graph is "
-                "captured; transform a row of this size and type once before the capture"
-            )
         matrix = np.asarray(base_matrix(found))
         while matrix.shape[0] < order:
             matrix = np.kron(matrix, np.array([[1, 1], [1, -1]], matrix.dtype))
-        base = _kept[key] = in_zeros(torch.tensor(matrix, dtype=dtype).to(device))
+        base = _kept[key] = in_zeros(_uploaded(torch.tensor(matrix, dtype=dtype), found, device))
     return base

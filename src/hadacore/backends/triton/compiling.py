@@ -55,7 +55,10 @@ class Compiled:
 
 def _signature(configuration: Configuration, dtype: torch.dtype, epilogue: int) -> dict[str, str]:
     element = _TYPES[dtype]
-    base = {DIRECT: element, THREE_PARTS: "bf16", IEEE: "fp32"}.get(configuration.product, element)
+    if configuration.kernel == "bits":
+        base = "i32"
+    else:
+        base = {DIRECT: element, THREE_PARTS: "bf16", IEEE: "fp32"}.get(configuration.product, element)
     return {
         "x": f"*{element}",
         "out": f"*{element}" if epilogue == STORE else "*i8",
@@ -138,6 +141,8 @@ def compile_for(
     constants = {**configuration.constants(), "SIGNS": signs, "STRIDED": strided, "EPILOGUE": epilogue}
     if configuration.kernel == "panel":
         constants["base_column_stride"] = 1
+    if configuration.kernel == "bits":
+        constants["PTX"] = TARGETS[target][0] == "cuda"
     types = _signature(configuration, dtype, epilogue)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     aligned = {

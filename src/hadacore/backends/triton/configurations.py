@@ -1,13 +1,12 @@
 """The table of Triton configurations: which kernel a size runs on, how it divides a row, and its launch.
 
 What a row's elements are added to in which order (kernel, parts, columns) follows from size and type alone, so a result
-does not depend on the number of rows. ``benchmarks/tune_triton.py`` times the candidates; the table holds the fastest.
+does not depend on the number of rows. ``benchmarks/tune_triton.py`` times the candidates of ``candidates.py``; the table
+holds the fastest.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hadacore.backends.triton.bases import base_bits, padded
@@ -16,16 +15,18 @@ LARGEST_SIZE = 1 << 15
 LARGEST_ORDER = 2048  # of a base matrix, as in the CUDA backend
 LARGEST_FUSED_ORDER = 256  # up to here one program holds all of a row, as a scale for the row needs
 
-# PRODUCT of kernels.panel.
-SYLVESTER, DIRECT, THREE_PARTS, IEEE = range(4)
+# PRODUCT of kernels.panel and bits.bits.
+SYLVESTER, DIRECT, THREE_PARTS, IEEE, TWO_PARTS = range(5)
 
-_SMALLEST_PRODUCT = 16  # M, N and K of tl.dot
-_PANEL_COLUMNS = 64
+SMALLEST_PRODUCT = 16  # M, N and K of tl.dot
+PANEL_COLUMNS = 64
 _BLOCK_OF_MANY = 128  # result rows of a program where several share a row
-_VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
+VECTOR_AND_LANES = 7  # index bits of 16 bytes of float32 a lane
 # Of a base that is sums of parts; above, additions are as dear as a product, and registers too few.
-_LARGEST_SUMMED_ORDER = 28
+LARGEST_SUMMED_ORDER = 28
 _NVIDIA_REGISTERS = 65536  # of a multiprocessor
+_LARGEST_FLOAT32_AS_BITS = 14336  # elements of a row, all of which are in registers until their largest is known
+_UNROLLED_BLOCKS = 3  # of a base as bits; more are a loop
 
 # Shared memory of a program, signs included, as compiled for sm_90.
 _SHARED_BYTES_OF_256 = 172032 + 1024  # a base of 256 x 256 and a panel of 64 columns
@@ -33,7 +34,12 @@ _SHARED_BYTES_OF_256_BY_64 = 106496 + 1024  # 64 columns of that base at a time
 _SHARED_BYTES_OF_WIDE = 149504 + 1024  # 32 rows of 1024 columns, two stages
 _SHARED_BYTES_OF_HELD = 106496 + 1024  # a base in 3 x 3 blocks of 64 x 64, and a panel of 64 columns
 _SHARED_BYTES_OF_MANY = {128: 81920 + 1024, 256: 141312 + 1024}  # by block
-_SHARED_BYTES_OF_TILE = {64: 112640 + 1024, 128: 174080 + 1024}  # by block: 256 columns, two stages
+_SHARED_BYTES_OF_TILE = {64: 112640 + 1024, 128: 188416 + 1024}  # by block: 256 columns, two stages
+_SHARED_BYTES_OF_768 = 6 * (25088 + 1024)  # so that all programs of a multiprocessor fit
+_SHARED_BYTES_OF_5120 = 3 * (73728 + 1024)
+_SHARED_BYTES_OF_SUMS = 122880 + 1024  # 28 float32 parts of 1024, two stages
+# What GPUs have whose products read right operands from shared memory. On others a warp has fragments of all of them: bits spill.
+_SHARED_BYTES_FOR_BITS = 196608
 _SHARED_BYTES_OF_16384 = 114688 + 1024
 _SHARED_BYTES_OF_32768 = {2: 155648 + 1024, 3: 206848 + 1024}  # by stages
 
@@ -43,7 +49,7 @@ class Configuration:
     """A kernel and its launch.
 
     Attributes:
-        kernel: ``"short_rows"``, ``"panel"``, ``"butterflies"`` or ``"sums"``, functions in ``kernels.py``.
+        kernel: ``"short_rows"``, ``"panel"``, ``"bits"``, ``"butterflies"`` or ``"sums"``, functions in ``kernels.py``.
         rows: Rows that a program holds at a time.
         parts: Parts of a row, in registers of their own; of ``sums`` those of a part, which stand in M above the rows.
         columns: Elements of a part, of a panel those of one of its rows.
@@ -54,7 +60,7 @@ class Configuration:
         block: Result rows of the base in one product, a power of two.
         held: Blocks that a program computes, from a base that it keeps in shared memory where there are several.
         step: Columns of the base in one product, a power of two.
-        product: SYLVESTER, DIRECT, THREE_PARTS or IEEE; of ``sums`` SYLVESTER, or IEEE for additions alone.
+        product: SYLVESTER, DIRECT, THREE_PARTS, IEEE or TWO_PARTS; of ``sums`` SYLVESTER, or IEEE for additions alone.
         warp_bits: Index bits that a warp holds, whose butterflies are shuffles; those above go through shared memory.
         registers: Of a thread on NVIDIA GPUs, at most; 0 is as the compiler likes.
     """
@@ -70,7 +76,7 @@ class Configuration:
     block: int = 1
     step: int = 1
     product: int = SYLVESTER
-    warp_bits: int = _VECTOR_AND_LANES
+    warp_bits: int = VECTOR_AND_LANES
     held: int = 1
     registers: int = 0
 
@@ -89,9 +95,26 @@ class Configuration:
         """Whether a row is read as a whole before any of it is written."""
         return self.blocks == 1
 
+    @property
+    def loops(self) -> bool:
+        """Whether the blocks of ``bits`` are a loop, which stores each."""
+        return self.kernel == "bits" and self.held > _UNROLLED_BLOCKS
+
+    @property
+    def makes_codes(self) -> bool:
+        """Whether a program has all of a row's results at a time, as a scale for the row needs."""
+        return self.works_in_place and not self.loops
+
     def beside_signs(self) -> Configuration:
         """The configuration where signs are read: they are on their way beside the rows, so a large tile has a stage less."""
-        large = self.block >= 128 and self.block * self.rows * self.parts * self.columns >= 32768
+        if self.kernel == "bits":
+            if self.product == TWO_PARTS:  # and take registers of rows that are all in them
+                return replace(self, registers=0, programs=2)
+            return replace(self, stages=1)
+        if self.kernel == "sums" and self.product == IEEE and self.stages > 1:
+            return replace(self, stages=1, programs=_programs_of_float32_sums(self.warps))
+        elements = self.block * self.rows * self.parts * self.columns
+        large = (self.block >= 128 and elements >= 32768) or (self.stages > 2 and elements >= 8192)
         return replace(self, stages=max(1, self.stages - 1)) if large else self
 
     def grid(self, rows: int, multiprocessors: int) -> tuple[int, int]:
@@ -132,6 +155,25 @@ class Configuration:
         }
         if self.kernel == "short_rows":
             return shared
+        split = self.product in (SYLVESTER, DIRECT) and self.columns >= SMALLEST_PRODUCT
+        if self.kernel == "bits":
+            steps, rest = divmod(self.order, self.step)
+            tail = max(32, power_above(rest)) if rest else 0
+            whole = tail == self.step
+            return {
+                **shared,
+                "ORDER": self.order,
+                "M": self.block,
+                "M_BLOCKS": self.held,
+                "K": self.step,
+                "K_STEPS": steps + whole,
+                "TAIL": 0 if whole else tail,
+                "LOOP": self.loops,
+                "LOG2_COLUMNS": log2_columns,
+                "PRODUCT": self.product,
+                "WARP_BITS": self.warp_bits,
+                "SPLIT": split,
+            }
         return {
             **shared,
             "ORDER": self.order,
@@ -144,22 +186,41 @@ class Configuration:
             "LOG2_COLUMNS": log2_columns,
             "PRODUCT": self.product,
             "WARP_BITS": self.warp_bits,
-            "SPLIT": self.product in (SYLVESTER, DIRECT) and self.columns >= _SMALLEST_PRODUCT,
+            "SPLIT": split,
         }
 
     def __str__(self) -> str:
         shape = f"{self.rows} x ({self.order} x {self.parts} x {self.columns})"
-        if self.kernel == "panel":
+        if self.kernel in ("panel", "bits"):
             shape += f", base in {self.held} blocks of {self.block} x {self.step}"
         return f"{self.kernel} {shape}, {self.warps} warps, {self.stages} stages, {self.programs} programs"
 
 
-def _sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: int, programs: int) -> Configuration:
+def sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: int, programs: int) -> Configuration:
+    """A row as a panel whose base is Sylvester's."""
     return Configuration("panel", 1, parts, columns, warps, stages, programs, order, order, order, SYLVESTER)
 
 
-def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
-    warp_bits = log2_size if warps == 1 else _VECTOR_AND_LANES
+def bits_panel(
+    order: int, parts: int, columns: int, rows: int, step: int, programs: int, product: int
+) -> Configuration:
+    """A base as bits, 64 result rows after 64, in 4 warps."""
+    # The compiler takes up to 193 registers for what 168 hold, with which three programs fit.
+    capped = programs == 3 and (rows * parts * columns == 128 or product == TWO_PARTS)
+    registers = _NVIDIA_REGISTERS // (128 * programs) // 8 * 8 if capped else 0
+    return Configuration(
+        "bits", rows, parts, columns, 4, 1, programs, order, 64, step, product, held=-(-order // 64), registers=registers
+    )  # fmt: skip
+
+
+def shared_bytes_of_bits(order: int, elements: int, product: int) -> int:
+    """Of a program with ``elements`` columns, its matrix of the columns and a block of results included."""
+    return 10240 + -(-order // 64) * 64 * elements * {DIRECT: 2, TWO_PARTS: 4}[product]
+
+
+def butterflies_in(rows: int, log2_size: int, warps: int, programs: int, stages: int = 1) -> Configuration:
+    """Rows in additions alone."""
+    warp_bits = log2_size if warps == 1 else VECTOR_AND_LANES
     return Configuration("butterflies", rows, 1, 1 << log2_size, warps, stages, programs, warp_bits=warp_bits)
 
 
@@ -167,20 +228,20 @@ def _butterflies(rows: int, log2_size: int, warps: int, programs: int, stages: i
 # ratios to a copy at 2^23 and 2^25 elements. Programs loop over rows: more than a multiprocessor holds are a second wave, which
 # is no loss where each has one tile.
 _SIXTEEN_BIT: dict[int, Configuration] = {
-    0: _butterflies(512, 0, 1, 128),
-    **{k: _butterflies(1024 >> k, k, 1, 128) for k in range(1, 4)},
+    0: butterflies_in(512, 0, 1, 128),
+    **{k: butterflies_in(1024 >> k, k, 1, 128) for k in range(1, 4)},
     4: Configuration("short_rows", 128, 1, 16, 4, 1, 128),
     5: Configuration("short_rows", 64, 1, 32, 4, 1, 128),
     6: Configuration("short_rows", 64, 1, 64, 4, 1, 128),
     7: Configuration("short_rows", 64, 2, 64, 4, 2, 8),
     8: Configuration("short_rows", 32, 4, 64, 4, 2, 4),
     9: Configuration("short_rows", 16, 8, 64, 4, 2, 4),
-    10: replace(_sylvester_panel(64, 1, 16, 4, 3, 4), rows=2),
-    11: _sylvester_panel(64, 1, 32, 4, 3, 7),
-    12: _sylvester_panel(64, 1, 64, 4, 3, 4),
-    13: _sylvester_panel(64, 4, 32, 4, 2, 4),
-    14: _sylvester_panel(64, 4, 64, 4, 2, 2),
-    15: _sylvester_panel(128, 8, 32, 8, 3, 1),
+    10: replace(sylvester_panel(64, 1, 16, 4, 3, 4), rows=2),
+    11: sylvester_panel(64, 1, 32, 4, 3, 7),
+    12: sylvester_panel(64, 1, 64, 4, 3, 4),
+    13: sylvester_panel(64, 4, 32, 4, 2, 4),
+    14: sylvester_panel(64, 4, 64, 4, 2, 2),
+    15: sylvester_panel(128, 8, 32, 8, 3, 1),
 }
 
 # AMD's registers hold a fragment of a product twice or more, and its programs have 64 KiB of shared memory: more warps, and no
@@ -191,23 +252,23 @@ _SIXTEEN_BIT_AMD: dict[int, Configuration] = {
     8: Configuration("short_rows", 16, 2, 128, 4, 1, 8),
     9: Configuration("short_rows", 16, 4, 128, 8, 1, 4),
     10: Configuration("short_rows", 16, 8, 128, 8, 1, 4),
-    11: _sylvester_panel(64, 1, 32, 4, 1, 8),
-    12: _sylvester_panel(64, 1, 64, 8, 1, 4),
-    13: _sylvester_panel(64, 2, 64, 8, 1, 4),
-    14: _sylvester_panel(64, 4, 64, 8, 1, 4),
-    15: _sylvester_panel(64, 8, 64, 8, 1, 4),
+    11: sylvester_panel(64, 1, 32, 4, 1, 8),
+    12: sylvester_panel(64, 1, 64, 8, 1, 4),
+    13: sylvester_panel(64, 2, 64, 8, 1, 4),
+    14: sylvester_panel(64, 4, 64, 8, 1, 4),
+    15: sylvester_panel(64, 8, 64, 8, 1, 4),
 }
 
 
 # float32, by log2 of the size, measured as above. A warp that holds 2048 elements needs no shared memory, but four are faster.
 _FLOAT32: dict[int, Configuration] = {
-    **{k: _butterflies(512 >> k, k, 1, 128) for k in range(10)},
-    10: _butterflies(2, 10, 1, 128),
-    11: _butterflies(1, 11, 4, 32),
-    12: _butterflies(1, 12, 8, 16),
-    13: _butterflies(1, 13, 8, 4),
-    14: _butterflies(1, 14, 8, 4),
-    15: _butterflies(1, 15, 16, 4),
+    **{k: butterflies_in(512 >> k, k, 1, 128) for k in range(10)},
+    10: butterflies_in(2, 10, 1, 128),
+    11: butterflies_in(1, 11, 4, 32),
+    12: butterflies_in(1, 12, 8, 16),
+    13: butterflies_in(1, 13, 8, 4),
+    14: butterflies_in(1, 14, 8, 4),
+    15: butterflies_in(1, 15, 16, 4),
 }
 
 
@@ -222,13 +283,14 @@ def choose(log2_size: int, sixteen_bit: bool, amd: bool = False, shared_bytes: i
         return replace(found, stages=1)
     if log2_size == 15 and shared_bytes < _SHARED_BYTES_OF_32768[3]:
         fits = shared_bytes >= _SHARED_BYTES_OF_32768[2]
-        return _sylvester_panel(128, 4, 64, 8, 2, 1) if fits else _sylvester_panel(64, 8, 64, 8, 1, 1)
+        return sylvester_panel(128, 4, 64, 8, 2, 1) if fits else sylvester_panel(64, 8, 64, 8, 1, 1)
     return found
 
 
 def choose_base(
-    order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0, callers: bool = False
-) -> Configuration:
+    order: int, log2_columns: int, product: int, amd: bool = False, shared_bytes: int = 0, callers: bool = False,
+    codes: bool = False,
+) -> Configuration:  # fmt: skip
     """The configuration of a size ``order * 2^log2_columns``.
 
     Args:
@@ -238,45 +300,82 @@ def choose_base(
         amd: Whether the GPU is AMD's, of which nothing has been timed.
         shared_bytes: Shared memory that a program may have.
         callers: Whether the base matrix is the caller's, not one that the library knows.
+        codes: Whether the kernel makes codes, for which it has to have all of a row's results at a time.
     """
-    plain, found = _panel_of_base(order, log2_columns, product, amd, shared_bytes), None
+    plain, found = panel_of_base(order, log2_columns, product, amd, shared_bytes), None
     all_columns = 1 << log2_columns
     if amd or product == IEEE:
         return plain
+    as_bits = None if callers else _as_bits(order, all_columns, product, shared_bytes)
+    if as_bits is not None and (as_bits.makes_codes or not codes):
+        # Results that are all in registers until their scale is known leave them to two programs.
+        return replace(as_bits, registers=0, programs=2) if codes else as_bits
     if product == THREE_PARTS:
         # A part has a float4 a lane; below 8 columns rows are shorter than a sector of memory.
-        summed = not callers and order <= _LARGEST_SUMMED_ORDER and all_columns >= 8
-        found = _summed_float32(order, all_columns) if summed else None
+        if not callers and order <= LARGEST_SUMMED_ORDER and all_columns >= 8:
+            found = _summed_float32(order, all_columns, shared_bytes, codes)
     elif order <= 128:
-        if order == 12 and 16 <= all_columns <= _PANEL_COLUMNS and not callers:
-            rows = max(16, 512 // all_columns)
-            found = Configuration("sums", rows, 1, all_columns, 4, 2, 2, order, product=SYLVESTER)
-        else:
-            found = _tile_of_256_columns(order, log2_columns, shared_bytes, callers)
-    elif order <= 192 and all_columns <= _PANEL_COLUMNS and shared_bytes >= _SHARED_BYTES_OF_HELD:
+        if not callers:
+            found = _small_base(order, all_columns, shared_bytes)
+        found = found or _tile_of_256_columns(order, log2_columns, shared_bytes, callers)
+    elif order <= 192 and all_columns <= PANEL_COLUMNS and shared_bytes >= _SHARED_BYTES_OF_HELD:
         found = replace(plain, block=64, step=64, held=3, warps=4, stages=1, programs=2)
     elif order > LARGEST_FUSED_ORDER:
         found = _many_blocks(plain, shared_bytes)
     return found or plain
 
 
-def _summed_float32(order: int, all_columns: int) -> Configuration:
+def _as_bits(order: int, all_columns: int, product: int, shared_bytes: int) -> Configuration | None:
+    """Bases of 129 to 192 and of 257 to 512 with 32 or 64 columns."""
+    if shared_bytes < _SHARED_BYTES_FOR_BITS:
+        return None
+    if not (128 < order <= 192 or LARGEST_FUSED_ORDER < order <= 512) or all_columns not in (32, 64):
+        return None
+    if product == DIRECT:
+        found = bits_panel(order, 1, all_columns, PANEL_COLUMNS // all_columns, 64, 3, DIRECT)
+        return found if found.loops else replace(found, stages=2)
+    if order * all_columns > _LARGEST_FLOAT32_AS_BITS:
+        return None
+    return bits_panel(order, 1, all_columns, 1, 128 if order > LARGEST_FUSED_ORDER else 64, 3, TWO_PARTS)
+
+
+def _small_base(order: int, all_columns: int, shared_bytes: int) -> Configuration | None:
+    """Bits of the columns merged into a small base until its block of 64 rows is full; order 12 with fewer as sums."""
+    if order == 12 and all_columns == 64 and shared_bytes >= _SHARED_BYTES_OF_768:
+        return Configuration("panel", 2, 1, 16, 4, 3, 6, 48, 64, 64, DIRECT)
+    if order == 12 and 16 <= all_columns <= PANEL_COLUMNS:
+        return Configuration("sums", max(16, 512 // all_columns), 1, all_columns, 4, 2, 2, order, product=SYLVESTER)
+    if 16 < order <= 32 and all_columns == 256 and shared_bytes >= _SHARED_BYTES_OF_5120:
+        return Configuration("panel", 1, 2, PANEL_COLUMNS, 4, 3, 3, 2 * order, 64, 64, DIRECT)
+    return None
+
+
+def _programs_of_float32_sums(warps: int) -> int:
+    """Programs of one tile each."""
+    return max(1, 64 // warps)
+
+
+def _summed_float32(order: int, all_columns: int, shared_bytes: int, codes: bool) -> Configuration:
     """A base as sums of parts of 128 elements a warp."""
-    warps = max(1, all_columns >> _VECTOR_AND_LANES)
-    rows = max(1, (1 << _VECTOR_AND_LANES) // all_columns)
-    bits = min(all_columns.bit_length() - 1, _VECTOR_AND_LANES)
-    programs = max(1, 64 // warps)
-    return Configuration("sums", rows, 1, all_columns, warps, 1, programs, order, product=IEEE, warp_bits=bits)
+    warps = max(1, all_columns >> VECTOR_AND_LANES)
+    rows = max(1, (1 << VECTOR_AND_LANES) // all_columns)
+    bits = min(all_columns.bit_length() - 1, VECTOR_AND_LANES)
+    stages, programs = 1, _programs_of_float32_sums(warps)
+    # One program fills the registers of a multiprocessor, so nothing else hides its loads.
+    if order == 28 and all_columns == 1024 and shared_bytes >= _SHARED_BYTES_OF_SUMS and not codes:
+        stages, programs = 2, 1
+    return Configuration("sums", rows, 1, all_columns, warps, stages, programs, order, product=IEEE, warp_bits=bits)
 
 
 def _tile_of_256_columns(order: int, log2_columns: int, shared_bytes: int, callers: bool) -> Configuration | None:
     """64 or 128 rows of 256 columns, with bits of the columns merged into the base until it has that many."""
     bits = max(0, log2_columns - 8)
-    block = _power_above(order) << bits
+    block = power_above(order) << bits
     if log2_columns < 8 or (bits and callers) or shared_bytes < _SHARED_BYTES_OF_TILE.get(block, 1 << 30):
         return None
-    warps, programs = (4, 4) if block == 64 else (8, 1)
-    return Configuration("panel", 1, 8, 32, warps, 2, programs, order << bits, block, block, DIRECT)
+    if block == 64:
+        return Configuration("panel", 1, 8, 32, 4, 2, 4, order << bits, block, block, DIRECT)
+    return Configuration("panel", 1, 4, 64, 8, 2, 1, order << bits, block, block, DIRECT)
 
 
 def _many_blocks(plain: Configuration, shared_bytes: int) -> Configuration | None:
@@ -284,30 +383,30 @@ def _many_blocks(plain: Configuration, shared_bytes: int) -> Configuration | Non
     columns, order = plain.columns, plain.order
     if plain.parts > 1 or shared_bytes < _SHARED_BYTES_OF_MANY[128]:
         return None
-    rows = max(1, _PANEL_COLUMNS // columns)
+    rows = max(1, PANEL_COLUMNS // columns)
     # Blocks of 256 pad more orders, and spill where H of the columns has order 64.
-    large = -(-order // 256) * 256 == -(-order // 128) * 128 and columns < _PANEL_COLUMNS
+    large = -(-order // 256) * 256 == -(-order // 128) * 128 and columns < PANEL_COLUMNS
     if large and shared_bytes >= _SHARED_BYTES_OF_MANY[256]:
         return replace(plain, rows=rows, block=256, step=64, warps=8, stages=1, programs=1)
     return replace(plain, rows=rows, block=128, step=64, warps=4, stages=1, programs=2)
 
 
-def _panel_of_base(order: int, log2_columns: int, product: int, amd: bool, shared_bytes: int) -> Configuration:
+def panel_of_base(order: int, log2_columns: int, product: int, amd: bool, shared_bytes: int) -> Configuration:
     """A panel with parts of 64 columns and more, which takes every size."""
     all_columns = 1 << log2_columns
     # Fewer, wider parts where there are many: 28672 keeps in 128 registers what it spills as 16 parts of 64 (float16, sm_90).
-    wide = 2 * _PANEL_COLUMNS if product == DIRECT else 4 * _PANEL_COLUMNS
-    columns = min(all_columns, wide if all_columns >= 1024 else _PANEL_COLUMNS)
+    wide = 2 * PANEL_COLUMNS if product == DIRECT else 4 * PANEL_COLUMNS
+    columns = min(all_columns, wide if all_columns >= 1024 else PANEL_COLUMNS)
     whole = order <= LARGEST_FUSED_ORDER
-    block = max(_SMALLEST_PRODUCT, _power_above(order)) if whole else _BLOCK_OF_MANY
+    block = max(SMALLEST_PRODUCT, power_above(order)) if whole else _BLOCK_OF_MANY
     if product == DIRECT:
         # The base stays in shared memory where it fits, else it is read again for each row.
         fits = order <= 128 or (whole and shared_bytes >= _SHARED_BYTES_OF_256)
         step = block if fits else 64 if amd or not whole or shared_bytes >= _SHARED_BYTES_OF_256_BY_64 else 32
-        rows = max(1, _PANEL_COLUMNS // columns) if columns < _SMALLEST_PRODUCT else 1
+        rows = max(1, PANEL_COLUMNS // columns) if columns < SMALLEST_PRODUCT else 1
     else:
-        step = _SMALLEST_PRODUCT  # each step of 16 is summed on its own
-        rows = max(1, _SMALLEST_PRODUCT // columns)
+        step = SMALLEST_PRODUCT  # each step of 16 is summed on its own
+        rows = max(1, SMALLEST_PRODUCT // columns)
     parts = all_columns // columns
     elements = block * rows * all_columns
     in_four = 8192 if amd or block == 256 else 16384
@@ -324,136 +423,6 @@ def _panel_of_base(order: int, log2_columns: int, product: int, amd: bool, share
     )
 
 
-def _power_above(value: int) -> int:
+def power_above(value: int) -> int:
+    """The smallest power of two that is not below a value."""
     return 1 << max(0, value - 1).bit_length()
-
-
-def candidates(log2_size: int, sixteen_bit: bool, shared_bytes: int = 0) -> Iterator[Configuration]:
-    """Configurations worth timing for a power of two, that of the table first."""
-    return _each_once(choose(log2_size, sixteen_bit, shared_bytes=shared_bytes), _space(log2_size, sixteen_bit))
-
-
-def base_candidates(order: int, log2_columns: int, product: int, shared_bytes: int = 0) -> Iterator[Configuration]:
-    """Configurations worth timing for a size ``order * 2^log2_columns``, the chosen one first."""
-    mine = choose_base(order, log2_columns, product, shared_bytes=shared_bytes)
-    return _each_once(mine, _base_space(_panel_of_base(order, log2_columns, product, False, shared_bytes)))
-
-
-def _each_once(mine: Configuration, others: Iterable[Configuration]) -> Iterator[Configuration]:
-    return iter(dict.fromkeys((mine, *others)))
-
-
-def _space(log2_size: int, sixteen_bit: bool) -> Iterator[Configuration]:
-    if not sixteen_bit or log2_size < 4:
-        for log2_tile, warps in ((9, 1), (10, 1), (11, 1), (11, 2), (11, 4), (12, 1), (12, 4), (12, 8), (13, 8)):
-            if max(log2_size, 9) <= log2_tile <= max(log2_size, 11):
-                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 32 // warps)
-                yield _butterflies(1 << (log2_tile - log2_size), log2_size, warps, 128 // warps)
-        if log2_size >= 13:
-            for warps, programs in ((8, 4), (16, 2), (16, 4), (32, 1), (32, 2)):
-                yield _butterflies(1, log2_size, warps, programs)
-        return
-    if log2_size <= 11:
-        for columns, rows, warps in itertools.product((64, 128), (16, 32, 64, 128), (4, 8)):
-            columns = min(columns, 1 << log2_size)
-            if 2048 * warps // 4 <= rows << log2_size <= 4096 * warps // 2:
-                parts = (1 << log2_size) // columns
-                for stages, programs in ((2, 12 // warps), (2, 16 // warps), (2, 32 // warps), (1, 128)):
-                    yield Configuration("short_rows", rows, parts, columns, warps, stages, programs)
-    if log2_size == 10:
-        for stages, programs in ((1, 2), (2, 1), (2, 2)):
-            yield Configuration("short_rows", 16, 16, 64, 8, stages, programs)
-    if log2_size in (10, 11):
-        for rows, stages, programs in itertools.product((2, 4), (2, 3), (4, 6, 8)):
-            if rows << log2_size <= 4096:
-                yield replace(_sylvester_panel(64, 1, 1 << log2_size - 6, 4, stages, programs), rows=rows)
-        for stages, programs in ((3, 10), (3, 12), (4, 8), (4, 9)):
-            yield _sylvester_panel(64, 1, 1 << log2_size - 6, 4, stages, programs)
-    if log2_size == 15:
-        for parts, stages, programs in ((4, 3, 1), (8, 2, 1), (8, 2, 2), (8, 3, 1)):
-            yield _sylvester_panel(128, parts, 256 // parts, 8, stages, programs)
-    for order, columns in ((32, 16), (64, 16), (32, 32), (64, 32), (64, 64), (128, 64), (128, 128)):
-        parts, rest = divmod(1 << log2_size, order * columns)
-        if rest or parts > 16 or order * columns * 16 < 1 << log2_size:
-            continue
-        for warps in (4, 8, 16):
-            if 128 * warps <= 1 << log2_size <= 4096 * warps and (warps == 4 or 512 * warps <= 1 << log2_size):
-                resident = 16 if log2_size >= 13 else 32
-                for stages, programs in ((2, resident // 2), (2, resident), (1, 512)):
-                    yield _sylvester_panel(order, parts, columns, warps, stages, max(1, programs // warps))
-                if log2_size <= 12:
-                    yield _sylvester_panel(order, parts, columns, warps, 3, max(1, resident // warps))
-
-
-def _base_space(mine: Configuration) -> Iterator[Configuration]:
-    yield mine
-    for warps, stages in itertools.product((4, 8, 16), (1, 2, 3)):
-        yield replace(mine, warps=warps, stages=stages, programs=max(1, 16 // warps))
-    if 128 < mine.order <= LARGEST_FUSED_ORDER and mine.product == DIRECT:
-        for block, warps, stages in itertools.product((128, 256), (8, 16), (1, 2)):
-            yield replace(mine, block=block, step=256, warps=warps, stages=stages, programs=1)
-    if mine.parts > 1:
-        for warps, stages in itertools.product((8, 16), (1, 2)):
-            wider = replace(mine, parts=mine.parts // 2, columns=2 * mine.columns)
-            yield replace(wider, warps=warps, stages=stages, programs=max(1, 16 // warps))
-    sixteen_bit, all_columns = mine.product == DIRECT, mine.parts * mine.columns
-    if mine.order <= _LARGEST_SUMMED_ORDER:
-        yield from _sums(mine.order, all_columns, sixteen_bit)
-    if sixteen_bit and mine.order <= LARGEST_FUSED_ORDER // 4:
-        yield from _merged(mine.order, all_columns)
-    for block in (32, 64):
-        held = -(-mine.order // block)
-        # 96 registers of a thread hold results, and 72 KiB of shared memory the base, so that two programs fit.
-        if sixteen_bit and mine.blocks == 1 and 2 <= held <= 4 and held * block * mine.rows * all_columns <= 12288:
-            whole = replace(mine, parts=1, columns=all_columns, block=block, step=block, held=held, warps=4)
-            for stages, programs in itertools.product((1, 2), (1, 2)):
-                yield replace(whole, stages=stages, programs=programs)
-    if sixteen_bit and mine.blocks > 1:
-        for rows, block, warps in itertools.product((2, 4, 8), (64, 128, 256), (4, 8)):
-            if 1024 * warps <= block * rows * all_columns <= 2048 * warps:
-                yield replace(mine, rows=rows, block=block, step=64, warps=warps, stages=1, programs=max(1, 8 // warps))
-
-
-def _sums(order: int, all_columns: int, sixteen_bit: bool) -> Iterator[Configuration]:
-    """The base as sums of parts; a part is 16 rows of a product, or four to a lane where there is none."""
-    if sixteen_bit and all_columns >= _SMALLEST_PRODUCT:
-        columns = min(all_columns, _PANEL_COLUMNS)
-        parts = all_columns // columns
-        for in_m, warps, stages in itertools.product((16, 32), (4, 8), (1, 2)):
-            if parts <= in_m and 32 * warps <= order * in_m * columns // 32 <= 160 * warps:
-                for programs in (8, 12, 16):
-                    rows = in_m // parts
-                    programs = max(1, programs // warps)
-                    yield Configuration("sums", rows, parts, columns, warps, stages, programs, order, product=SYLVESTER)
-        return
-    for warps, in_lane in itertools.product((1, 2, 4, 8, 16), (4, 8)):
-        part = 32 * warps * in_lane
-        if all_columns <= part <= max(all_columns, 512) and 32 <= order * in_lane <= 192:
-            bits = all_columns.bit_length() - 1 if warps == 1 else _VECTOR_AND_LANES
-            for programs in (16, 64):
-                yield Configuration(
-                    "sums", part // all_columns, 1, all_columns, warps, 1, max(1, programs // warps), order,
-                    product=IEEE, warp_bits=bits,
-                )  # fmt: skip
-
-
-def _merged(order: int, all_columns: int) -> Iterator[Configuration]:
-    """Bits of the columns as part of the base: 14336 is 28 x 512, of which 32 x 512 are computed, and 56 x 256, of 64 x 256."""
-    bits = 1
-    while order << bits <= 128 and all_columns >> bits >= _SMALLEST_PRODUCT:
-        merged, rest = order << bits, all_columns >> bits
-        bits += 1
-        block = _power_above(merged)
-        if block < 64:
-            continue
-        for columns, in_n in itertools.product((16, 32, 64), (1, 2, 4)):
-            parts = rest // columns
-            elements = block * in_n * rest
-            if columns > rest or parts > 8 or (in_n > 1 and in_n * rest > _PANEL_COLUMNS) or elements > 32768:
-                continue
-            warps = 4 if block * elements <= 1 << 20 else 8
-            for stages, programs in ((2, 8), (2, 16), (3, 16), (3, 32)):
-                if programs == 8 or elements <= 4096 or (programs == 16 and elements <= 16384):
-                    yield Configuration(
-                        "panel", in_n, parts, columns, warps, stages, max(1, programs // warps), merged, block, block, DIRECT
-                    )  # fmt: skip

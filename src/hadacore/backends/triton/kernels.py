@@ -1,10 +1,11 @@
 """The kernels. A row of SIZE elements is (i, p, j): ORDER rows of a panel, PARTS, COLUMNS; H is a Kronecker product.
 
-Four kernels, none of which has a bit of another row in the K of a product:
+Five kernels, none of which has a bit of another row in the K of a product:
 
 - ``short_rows``: rows stand in M, one product with H_COLUMNS on the exact input, butterflies between parts;
 - ``panel``: a base matrix, or H_ORDER, times the panel, exact on the input; then bfloat16 high and low times H_COLUMNS;
   butterflies between parts. Short panels stand side by side in N;
+- ``bits``, in a module of its own: a panel whose base becomes +1 and -1 in registers;
 - ``butterflies``: float32, and rows too short for a product;
 - ``sums``: a small base matrix in registers. Columns as in ``short_rows`` or ``butterflies``, then fp32 sums of parts.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hadacore.backends.triton.bits import bits
 from hadacore.backends.triton.steps import (
     SIGNS_AFTER,
     SIGNS_BEFORE,
@@ -38,6 +40,8 @@ from hadacore.backends.triton.steps import (
     sylvester,
     with_signs,
 )
+
+__all__ = ["bits", "butterflies", "panel", "short_rows", "sums"]
 
 
 @triton.jit(do_not_specialize=["rows", "inner_rows", "sign_rows"])
@@ -132,25 +136,36 @@ def panel(
                 rights = ()
                 for step in tl.static_range(K_STEPS):
                     right = panel_rows(
-                        x, signs, x_starts, sign_starts, inside, k + step * K, p * COLUMNS + j, ORDER, STRIDE, SIGNS
+                        x,
+                        signs,
+                        x_starts,
+                        sign_starts,
+                        inside,
+                        k + step * K,
+                        p * COLUMNS + j,
+                        ORDER,
+                        STRIDE,
+                        SIGNS,
+                        True,
                     )
                     rights = rights + (right,)
                 for b in tl.static_range(M_BLOCKS):
                     total = product(lefts[b * K_STEPS], rights[0], PRODUCT)
                     for step in tl.static_range(1, K_STEPS):
                         total = add_product(total, lefts[b * K_STEPS + step], rights[step], PRODUCT)
-                    total = contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, WARP_BITS)
+                    total = contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, KEPT, WARP_BITS)
                     totals = totals + (total,)
             else:
                 total = tl.zeros([M, N], tl.float32)
                 for step in range(K_STEPS):
                     steps = step * K + k
                     right = panel_rows(
-                        x, signs, x_starts, sign_starts, inside, steps, p * COLUMNS + j, ORDER, STRIDE, SIGNS
+                        x, signs, x_starts, sign_starts, inside, steps, p * COLUMNS + j, ORDER, STRIDE, SIGNS, True
                     )
                     left = base_block(base, i, steps, base_row_stride, base_column_stride, BASE_ORDER)
                     total = add_product(total, left, right, PRODUCT)
-                totals = totals + (contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, WARP_BITS),)
+                total = contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, KEPT, WARP_BITS)
+                totals = totals + (total,)
         results = ()
         for b in tl.static_range(M_BLOCKS):
             parts = ()

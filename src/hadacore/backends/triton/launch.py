@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hadacore.backends.cuda.strides import RowStrides, row_strides
-from hadacore.backends.triton.bases import in_zeros, known_base
+from hadacore.backends.triton.bases import in_zeros, known_base, known_bits
 from hadacore.backends.triton.configurations import (
     DIRECT,
     IEEE,
@@ -57,8 +57,8 @@ def refusal(dtype: torch.dtype, size: int, base_order: int | None = None) -> str
     return None
 
 
-def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuration:
-    """The configuration for a problem that the backend takes; ``base`` is the caller's, or None."""
+def configuration_for(x: Tensor, size: int, base: Tensor | None, codes: bool = False) -> Configuration:
+    """The configuration for a problem that the backend takes, with codes or without; ``base`` is the caller's, or None."""
     sixteen_bit, amd = x.dtype in _SIXTEEN_BIT, torch.version.hip is not None
     if base is not None:
         order, product = base.shape[0], DIRECT if sixteen_bit and base.dtype == x.dtype else IEEE
@@ -67,13 +67,15 @@ def configuration_for(x: Tensor, size: int, base: Tensor | None) -> Configuratio
     else:
         order, product = factor(size).base_order, DIRECT if sixteen_bit else THREE_PARTS
     log2_columns = (size // order).bit_length() - 1
-    return choose_base(order, log2_columns, product, amd, shared_bytes(x.device), base is not None)
+    return choose_base(order, log2_columns, product, amd, shared_bytes(x.device), base is not None, codes)
 
 
 def base_for(x: Tensor, configuration: Configuration, base: Tensor | None = None) -> Tensor | None:
     """The base matrix that a configuration reads: the caller's in zeros, the library's, or None where it reads none."""
     if base is not None:
         return in_zeros(base)
+    if configuration.kernel == "bits":
+        return known_bits(factor(configuration.size), x.device, configuration.order)
     if configuration.kernel != "panel" or configuration.product == SYLVESTER:
         return None
     # +1 and -1 are exact in any type; bfloat16 is that of the parts of a float32.
@@ -164,6 +166,10 @@ def launch(
             row_stride, column_stride = column_stride, row_stride
         arguments["base"] = x if base is None else base
         arguments["base_row_stride"], arguments["base_column_stride"] = row_stride, column_stride
+    elif configuration.kernel == "bits":
+        assert base is not None
+        arguments["base"] = base[int(inverse)]
+        arguments["PTX"] = x.device.type == "cuda" and torch.version.hip is None
     if configuration.registers and x.device.type == "cuda" and torch.version.hip is None:
         arguments["maxnreg"] = configuration.registers
     kernel = getattr(kernels, configuration.kernel)

@@ -83,7 +83,7 @@ def quantize(
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
     scales = torch.empty((x.numel() // n, 1), dtype=torch.float32, device=x.device)
     if x.numel():
-        configuration = configuration_for(x, n, base)
+        configuration = configuration_for(x, n, base, codes=True)
         launch(
             configuration, x.contiguous(), codes, scale, None if signs is None else signs.contiguous(), inverse,
             base_for(x, configuration, base), epilogue=_epilogue(x, quantizer), scales=scales, amax_factor=quantizer.amax_factor,
