@@ -16,12 +16,11 @@ from hadacore.backends.triton.steps import (
     contract_parts,
     dot,
     dot_onto,
-    encode,
     magnitude_bits,
     panel_rows,
     row_starts,
-    scale_of_rows,
     store,
+    store_codes,
     sylvester,
     with_signs,
 )
@@ -109,11 +108,13 @@ def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr):
 
 @triton.jit
 def block_of_rows(
-    words, operands, matrix, M: tl.constexpr, K: tl.constexpr, K_STEPS: tl.constexpr, TAIL: tl.constexpr,
-    ROWS: tl.constexpr, PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr, LOG2_COLUMNS: tl.constexpr,
-    PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
+    base, i, zeros, operands, matrix, ORDER: tl.constexpr, M: tl.constexpr, K: tl.constexpr, K_STEPS: tl.constexpr,
+    TAIL: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    LOG2_COLUMNS: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr, DTYPE: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
-    """M rows of the result, a part each."""
+    """Rows i of the result, M of them, a part each."""
+    words = words_of_rows(base, i, zeros, ORDER, (K_STEPS * K + TAIL) // 32)
     OPERANDS: tl.constexpr = 2 if PRODUCT == TWO_PARTS else 1
     OF_PART: tl.constexpr = (K_STEPS + (TAIL > 0)) * OPERANDS
     lefts = ()
@@ -133,6 +134,17 @@ def block_of_rows(
     return contract_parts(parts, LOG2_PARTS)
 
 
+@triton.jit
+def finished(part, scale, lowering, signs, sign_starts, index, kept, PRODUCT: tl.constexpr, SIGNS: tl.constexpr):
+    """A part of the result, scaled, back at the size of its input, with the signs that come after."""
+    result = part * scale
+    if PRODUCT == TWO_PARTS:
+        result = result * lowering[None, :]
+    if SIGNS == SIGNS_AFTER:
+        result = with_signs(result, signs, sign_starts[None, :] + index, kept)
+    return result
+
+
 @triton.jit(do_not_specialize=["rows", "inner_rows", "sign_rows"])
 def bits(
     x, out, signs, scales, base, rows, scale, inner_rows, x_outer, x_inner, out_outer, out_inner, sign_rows, amax_factor,
@@ -150,7 +162,6 @@ def bits(
     SIZE: tl.constexpr = ORDER * STRIDE
     N: tl.constexpr = ROWS * COLUMNS
     DTYPE: tl.constexpr = tl.float16 if PRODUCT == TWO_PARTS else x.dtype.element_ty
-    WORDS: tl.constexpr = (K_STEPS * K + TAIL) // 32
     i = tl.arange(0, M)
     column = tl.arange(0, N)
     r = (column // COLUMNS).to(tl.int64)
@@ -180,7 +191,7 @@ def bits(
                     x, signs, x_starts, sign_starts, inside, k, p * COLUMNS + j, ORDER, STRIDE, SIGNS, False
                 )
                 loaded = loaded + (values,)
-        raising = None
+        raising, lowering = None, None
         if PRODUCT == TWO_PARTS:
             raising, lowering = powers_of_rows(loaded, K_STEPS, TAIL > 0, ROWS, COLUMNS)
         operands = ()
@@ -188,53 +199,32 @@ def bits(
             operands = operands + right_operands(loaded[step], raising, PRODUCT)
         if LOOP:
             for b in tl.range(M_BLOCKS, num_stages=1):
-                words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
-                    words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS,
-                    PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
+                    base, b * M + i, zeros, operands, matrix, ORDER, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS,
+                    LOG2_COLUMNS, PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):
-                    result = parts[p] * scale
-                    if PRODUCT == TWO_PARTS:
-                        result = result * lowering[None, :]
                     index = (b * M + i)[:, None] * STRIDE + (p * COLUMNS + j)[None, :]
-                    if SIGNS == SIGNS_AFTER:
-                        result = with_signs(result, signs, sign_starts[None, :] + index, kept)
+                    result = finished(parts[p], scale, lowering, signs, sign_starts, index, kept, PRODUCT, SIGNS)
                     store(out + out_starts[None, :] + index, result, kept)
         else:
             results = ()
             for b in tl.static_range(M_BLOCKS):
-                words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
-                    words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS,
-                    PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
+                    base, b * M + i, zeros, operands, matrix, ORDER, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS,
+                    LOG2_COLUMNS, PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):
-                    result = parts[p] * scale
-                    if PRODUCT == TWO_PARTS:
-                        result = result * lowering[None, :]
                     index = (b * M + i)[:, None] * STRIDE + (p * COLUMNS + j)[None, :]
-                    if SIGNS == SIGNS_AFTER:
-                        result = with_signs(result, signs, sign_starts[None, :] + index, kept)
+                    result = finished(parts[p], scale, lowering, signs, sign_starts, index, kept, PRODUCT, SIGNS)
                     if EPILOGUE == 0:  # at once, so that its registers are free again
                         store(out + out_starts[None, :] + index, result, kept)
                     else:  # rows of the base that are padding are not zero
                         results = results + (tl.where(kept, result, 0.0),)
             if EPILOGUE != 0:
-                largest = tl.max(magnitude_bits(results[0]), 0)
-                for p in tl.static_range(1, M_BLOCKS * PARTS):
-                    largest = tl.maximum(largest, tl.max(magnitude_bits(results[p]), 0))
-                largest = tl.max(tl.reshape(largest, [ROWS, COLUMNS]), 1)
-                row_scale, reciprocal, finite = scale_of_rows(largest, amax_factor)
-                row = first + tl.arange(0, ROWS).to(tl.int64)
-                tl.store(scales + row, row_scale, mask=row < rows)
-                reciprocal = tl.reshape(tl.broadcast_to(reciprocal[:, None], [ROWS, COLUMNS]), [N])[None, :]
-                finite = tl.reshape(tl.broadcast_to(finite[:, None], [ROWS, COLUMNS]), [N])[None, :]
-                for b in tl.static_range(M_BLOCKS):
-                    kept = inside & (b * M + i < ORDER)[:, None]
-                    for p in tl.static_range(PARTS):
-                        index = (b * M + i)[:, None] * STRIDE + (p * COLUMNS + j)[None, :]
-                        codes = encode(results[b * PARTS + p] * reciprocal, finite, EPILOGUE)
-                        tl.store(out + out_starts[None, :] + index, codes, mask=kept)
+                store_codes(
+                    out, scales, results, out_starts, first, rows, inside, i, j, amax_factor, ORDER, M, M_BLOCKS, ROWS, PARTS,
+                    COLUMNS, EPILOGUE,
+                )  # fmt: skip

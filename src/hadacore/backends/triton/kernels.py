@@ -37,6 +37,7 @@ from hadacore.backends.triton.steps import (
     scale_of_rows,
     signed_sum,
     store,
+    store_codes,
     sylvester,
     with_signs,
 )
@@ -187,21 +188,10 @@ def panel(
                     store(out + out_starts[None, :] + index, results[b * PARTS + p], kept)
         else:
             # Padding is zero, and the least magnitude.
-            largest = tl.max(magnitude_bits(results[0]), 0)
-            for p in tl.static_range(1, M_BLOCKS * PARTS):
-                largest = tl.maximum(largest, tl.max(magnitude_bits(results[p]), 0))
-            largest = tl.max(tl.reshape(largest, [ROWS, COLUMNS]), 1)
-            row_scale, reciprocal, finite = scale_of_rows(largest, amax_factor)
-            row = first + tl.arange(0, ROWS).to(tl.int64)
-            tl.store(scales + row, row_scale, mask=row < rows)
-            reciprocal = tl.reshape(tl.broadcast_to(reciprocal[:, None], [ROWS, COLUMNS]), [N])[None, :]
-            finite = tl.reshape(tl.broadcast_to(finite[:, None], [ROWS, COLUMNS]), [N])[None, :]
-            for b in tl.static_range(M_BLOCKS):
-                kept = inside & (i + b * M < ORDER)[:, None]
-                for p in tl.static_range(PARTS):
-                    index = (i + b * M)[:, None] * STRIDE + (p * COLUMNS + j)[None, :]
-                    codes = encode(results[b * PARTS + p] * reciprocal, finite, EPILOGUE)
-                    tl.store(out + out_starts[None, :] + index, codes, mask=kept)
+            store_codes(
+                out, scales, results, out_starts, first, rows, inside, i, j, amax_factor, ORDER, M, M_BLOCKS, ROWS, PARTS,
+                COLUMNS, EPILOGUE,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "inner_rows", "sign_rows"])

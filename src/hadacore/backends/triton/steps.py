@@ -197,6 +197,29 @@ def encode(values, finite, EPILOGUE: tl.constexpr):
 
 
 @triton.jit
+def store_codes(
+    out, scales, results, out_starts, first, rows, inside, i, j, amax_factor, ORDER: tl.constexpr, M: tl.constexpr,
+    M_BLOCKS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, EPILOGUE: tl.constexpr,
+):  # fmt: skip
+    """Codes and scales of ROWS rows from ``first`` on. Results are M_BLOCKS blocks of M rows i, PARTS each, 0 in padding."""
+    largest = tl.max(magnitude_bits(results[0]), 0)
+    for p in tl.static_range(1, M_BLOCKS * PARTS):
+        largest = tl.maximum(largest, tl.max(magnitude_bits(results[p]), 0))
+    largest = tl.max(tl.reshape(largest, [ROWS, COLUMNS]), 1)
+    row_scale, reciprocal, finite = scale_of_rows(largest, amax_factor)
+    row = first + tl.arange(0, ROWS).to(tl.int64)
+    tl.store(scales + row, row_scale, mask=row < rows)
+    reciprocal = tl.reshape(tl.broadcast_to(reciprocal[:, None], [ROWS, COLUMNS]), [ROWS * COLUMNS])[None, :]
+    finite = tl.reshape(tl.broadcast_to(finite[:, None], [ROWS, COLUMNS]), [ROWS * COLUMNS])[None, :]
+    for b in tl.static_range(M_BLOCKS):
+        kept = inside & (b * M + i < ORDER)[:, None]
+        for p in tl.static_range(PARTS):
+            index = (b * M + i)[:, None] * (PARTS * COLUMNS) + (p * COLUMNS + j)[None, :]
+            codes = encode(results[b * PARTS + p] * reciprocal, finite, EPILOGUE)
+            tl.store(out + out_starts[None, :] + index, codes, mask=kept)
+
+
+@triton.jit
 def base_block(base, i, k, base_row_stride, base_column_stride, BASE_ORDER: tl.constexpr):
     """Rows i and columns k of the base, zero outside: padding of K meets zeros of the panel only."""
     inside = (i < BASE_ORDER)[:, None] & (k < BASE_ORDER)[None, :]
