@@ -10,6 +10,9 @@ _KIB = 1024
 MINIMUM_CAPABILITY: Capability = (8, 0)
 HOPPER: Capability = (9, 0)  # clusters, programmatic launch, bulk copies
 
+#: Blocks of a cluster that every GPU with clusters takes.
+MAXIMUM_CLUSTER = 8
+
 
 @dataclass(frozen=True)
 class Architecture:

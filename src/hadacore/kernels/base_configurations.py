@@ -13,7 +13,7 @@ import functools
 from dataclasses import dataclass, field, replace
 
 from hadacore.elements import BY_CUDA_CODE
-from hadacore.kernels.architectures import Architecture, Capability, architecture_of
+from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture, Capability, architecture_of
 from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
@@ -27,9 +27,6 @@ MAXIMUM_LOG2_COLUMNS = 8
 
 #: Order of a base, with the column bits that are merged into it, up to which a size is one launch.
 LARGEST_ORDER = 2048
-
-#: Blocks of a cluster that every GPU with clusters takes.
-MAXIMUM_CLUSTER = 8
 
 # Rows of a base that one block holds, two tiles in each of 16 warps.
 _LARGEST_WHOLE = 512

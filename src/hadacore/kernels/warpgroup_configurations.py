@@ -1,20 +1,20 @@
 """Configurations of ``warpgroup_rows.cu``, and the sizes ``m * 2^k`` for which it is the faster kernel.
 
 It contracts the columns first, and the base after them, both by wgmma from shared memory. A warpgroup holds all rows of the
-panel for its columns, so bases are small, and there are 64 columns at least. The plain transform of 16-bit types only.
+panel for its columns, so bases are small, and there are 64 columns at least. 16-bit types only: the plain transform, and
+8-bit codes with a scale for each row or a given one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from hadacore.kernels.architectures import Architecture
+from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion, code_bits
 
 _FLOAT32 = 2  # ELEMENT
 _LARGEST_WIDTH = 256  # N of one wgmma
-_LARGEST_CLUSTER = 8  # that every GPU with clusters takes
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class WarpgroupConfiguration:
         """Check that the kernel makes those codes, and return the bytes of shared memory with the quantizer."""
         if code_bits(fusion) != 8 or fusion.block not in (0, self.size) or fusion.prologue is not None:
             raise ValueError(f"codes have 8 bits, with a scale for each row or a given one, and no prologue: {self}")
-        if self.order_splits > 1 or self.column_splits > _LARGEST_CLUSTER:
-            raise ValueError(f"up to {_LARGEST_CLUSTER} blocks share the columns of a row with codes: {self}")
+        if self.order_splits > 1 or self.column_splits > MAXIMUM_CLUSTER:
+            raise ValueError(f"up to {MAXIMUM_CLUSTER} blocks share the columns of a row with codes: {self}")
         if not fusion.is_row(self.size):
             return shared
         object.__setattr__(self, "cluster", self.column_splits)
