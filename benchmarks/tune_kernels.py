@@ -135,21 +135,28 @@ def of_panel(plain: BaseConfiguration, halves: bool) -> Iterator[BaseConfigurati
                         continue
 
 
-def by_warpgroups(code: int, order: int, log2_columns: int) -> Iterator[WarpgroupConfiguration]:
-    """Configurations of ``order * 2^log2_columns`` by ``warpgroup_rows.cu``."""
-    for merged, warpgroups, overlap in itertools.product(range(log2_columns), (1, 2), (False, True)):
+def by_warpgroups(code: int, order: int, log2_columns: int, fusion: Fusion | None) -> Iterator[WarpgroupConfiguration]:
+    """Configurations of ``order * 2^log2_columns`` by ``warpgroup_rows.cu``. Where codes follow, also with the next row in the
+    panel's place, and with two blocks a row."""
+    with_codes = (False, True) if fusion else (False,)
+    for merged, warpgroups, shared, overlap, refilled in itertools.product(
+        range(log2_columns), (1, 2), with_codes, (False,) if fusion else (False, True), with_codes
+    ):
         try:
             plain = WarpgroupConfiguration(
                 code, order << merged, merged, log2_columns - merged, warpgroups, overlap=overlap,
-                tensor_shares=warpgroups,
+                column_splits=1 + shared, tensor_shares=warpgroups << shared, stages=1 if refilled else 2,
+                refilled=refilled, fusion=fusion,
             )  # fmt: skip
         except ValueError:
             continue
         registers = (plain.own_groups * plain.panel_rows + plain.own_rows) // 2 + 26
         if plain.order > 112 or registers > 250 or (overlap and plain.own_groups == 1):
             continue
+        if fusion and (plain.order < 24 or (shared and plain.size < 12288) or plain.log2_size > 9):
+            continue
         most = min(65536 // (plain.threads * max(64, registers)), 8)
-        for blocks in {max(1, most), max(1, most - 1)}:
+        for blocks in range(max(1, most - 1), most + 2):
             yield replace(plain, minimum_blocks=blocks)
 
 
@@ -166,17 +173,23 @@ def of_table(code: int, size: int, fusion: Fusion | None, architecture: Architec
     return [*base_candidates(code, matrix.base_order, matrix.log2, architecture, fusion=fusion)]
 
 
-def all_candidates(code: int, size: int, fusion: Fusion | None, architecture: Architecture) -> list[Configuration]:
-    """Those of the table, then the others."""
+def all_candidates(
+    code: int, size: int, fusion: Fusion | None, architecture: Architecture, kernel: str = ""
+) -> list[Configuration]:
+    """Those of the table, then the others, of one kernel if it is named."""
     matrix = factor(size)
     found: Iterable[Configuration]
     if matrix.base_order == 1:
         found = powers(code, matrix.log2)
     else:
-        by_either = (with_base, by_warpgroups)
-        found = itertools.chain.from_iterable(space(code, matrix.base_order, matrix.log2) for space in by_either)
+        found = itertools.chain(
+            with_base(code, matrix.base_order, matrix.log2),
+            by_warpgroups(code, matrix.base_order, matrix.log2, fusion),
+        )
     mine, others = of_table(code, size, fusion, architecture), []
     for c in found:
+        if kernel not in ("", c.kernel):
+            continue
         try:
             others.append(replace(c, fusion=fusion))
         except ValueError:
@@ -258,6 +271,7 @@ def main() -> None:
     parser.add_argument("--format", default="", help="of codes that follow; with a scale per row")
     parser.add_argument("--block", type=int, default=0, help="or with a scale for so many elements")
     parser.add_argument("--prologue", action="store_true", help="with silu_mul of one tensor of gates and ups")
+    parser.add_argument("--kernel", default="", help="besides the table, only configurations of this one")
     parser.add_argument("--elements", default=",".join(map(str, ELEMENTS)))
     parser.add_argument("--compile-only", action="store_true", help="needs the GPU for its architecture alone")
     parser.add_argument("--seconds", type=float, default=120.0)
@@ -275,7 +289,10 @@ def main() -> None:
         fusion = None if quantizer is None else fusion_of(quantizer, size, False, prologue)
         quantizers[size] = quantizer
         mine = of_table(element.cuda_code, size, fusion, architecture)
-        jobs += [(size, c in mine, c) for c in all_candidates(element.cuda_code, size, fusion, architecture)]
+        jobs += [
+            (size, c in mine, c)
+            for c in all_candidates(element.cuda_code, size, fusion, architecture, arguments.kernel)
+        ]
     resources = compile_all([c for _, _, c in jobs], architecture.name, arguments.out / "kernel-resources.json")
     print(f"compiled {len(jobs)} candidates in {time.monotonic() - start:.0f} s", flush=True)
     if arguments.compile_only:

@@ -15,6 +15,7 @@ from hadacore.kernels.base_configurations import BaseConfiguration, base_candida
 from hadacore.kernels.configurations import SIGNS_BEFORE, KernelConfiguration, candidates
 from hadacore.kernels.fusion import fused_prologue, fusion_of, fusion_of_heads, scale_factor
 from hadacore.kernels.heads import HeadsConfiguration
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.prologues import GatedActivation, Prologue, RMSNorm, RotaryEmbedding
 from hadacore.quantization import prologue_reference
 from tests import oracle
@@ -28,7 +29,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # by ELEMENT
 
 
 def check(
-    configuration: KernelConfiguration | BaseConfiguration,
+    configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration,
     x: Tensor,
     prologue: Prologue,
     *,
@@ -159,12 +160,11 @@ def test_gated_activations_with_a_base(order: int, log2_columns: int, rows: int,
     gate, up = 4 * _rows(rows, n, dtype=dtype), _rows(rows, n, dtype=dtype)
     signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
     for c in found:
-        plain = replace(c, fusion=None)
-        separate = check(plain, gate, prologues.silu_mul(up))
+        separate = check(c, gate, prologues.silu_mul(up))
         for order_of_halves, parts in (("gate_up", (gate, up)), ("up_gate", (up, gate))):
-            together = check(plain, torch.cat(parts, -1), prologues.silu_mul(order=order_of_halves))
+            together = check(c, torch.cat(parts, -1), prologues.silu_mul(order=order_of_halves))
             assert torch.equal(together[0], separate[0]) and torch.equal(together[1], separate[1])
-    check(replace(found[-1], fusion=None).with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
+    check(found[-1].with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
 
 
 @pytest.mark.parametrize("has_residual", [False, True])

@@ -1,18 +1,23 @@
-"""Codes of ``warpgroup_rows.cu``, run on the CPU by the emulator, bit for bit those of the reference."""
+"""Codes of ``warpgroup_rows.cu``, run on the CPU by the emulator: bit for bit those of the reference, of every format, and after
+gated activations."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
 
+from hadacore import prologues
 from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.configurations import SIGNS_AFTER, SIGNS_BEFORE
-from hadacore.kernels.fusion import fusion_of
-from hadacore.kernels.warpgroup_configurations import _QUANTIZING_TABLE, WarpgroupConfiguration, warpgroup_candidates
-from tests.emulator import compiler
+from hadacore.kernels.fusion import fused_prologue, fusion_of, scale_factor
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
+from hadacore.kernels.warpgroup_table import EIGHT_BITS, EIGHT_BITS_PARTS, FOUR_BITS, GATED
+from hadacore.prologues import GatedActivation
+from hadacore.quantization import prologue_reference
+from tests import oracle
+from tests import test_emulated_prologues as with_prologue
+from tests.emulator import EmulatedKernel, Operands, Scales, compiler
 from tests.quantized_values import exact_rows
 from tests.test_emulated_quantize import check
 
@@ -65,14 +70,127 @@ def test_signs(order: int, log2_columns: int, signs_are: int) -> None:
     check(c, Quantizer(BY_NAME["int8"], c.size), exact_rows(3, c.size, torch.float16), signs=signs)
 
 
-@pytest.mark.parametrize("order, log2_columns", _QUANTIZING_TABLE)
-def test_sizes_of_the_table(order: int, log2_columns: int) -> None:
+# Order, column bits, warpgroups, blocks a row, and whether the next row takes the panel's place.
+PARTS = [
+    (12, 7, 1, 1, True), (28, 8, 1, 1, False), (36, 8, 1, 2, True), (20, 8, 2, 1, True), (20, 8, 1, 2, False),
+]  # fmt: skip
+
+
+def _with_parts(
+    order: int, log2_columns: int, warpgroups: int, blocks: int, refilled: bool, quantizer: Quantizer, code: int
+) -> WarpgroupConfiguration:
+    return WarpgroupConfiguration(
+        code, order, 0, log2_columns, warpgroups, tensor_shares=warpgroups * blocks, column_splits=blocks,
+        stages=1 if refilled else 2, refilled=refilled, fusion=fusion_of(quantizer, order << log2_columns, quantizer.block == 0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("shape", PARTS)
+def test_every_format_and_granularity(shape: tuple[int, int, int, int, bool], name: str) -> None:
+    """Parts of one warp, of several, of two groups of columns; 4-bit codes where a warpgroup has two groups."""
+    format, n = BY_NAME[name], shape[0] << shape[1]
+    taken = 0
+    for number, granularity in enumerate(format.granularities):
+        block = int({"row": n, "tensor": 0}.get(str(granularity), granularity))
+        given = torch.tensor([0.375]) if block == 0 else None
+        kinds = [Quantizer(format, block, 0.9 if name != "mxfp8" else 1.0)]
+        kinds += [Quantizer(format, block, 1.0, True)] if format.can_swizzle else []
+        kinds += [Quantizer(format, block, 1.0, False, True)] if format.stochastic else []
+        for quantizer in kinds:
+            code = number % 2
+            try:
+                c = _with_parts(*shape, quantizer, code)
+            except ValueError:
+                continue
+            check(c, quantizer, exact_rows(5, n, (torch.float16, torch.bfloat16)[code]), given=given)
+            taken += 1
+    assert taken
+
+
+def test_signs_after_with_parts() -> None:
+    quantizer = Quantizer(BY_NAME["nvfp4"], 16)
+    signs = (torch.randint(0, 2, (1, 20 << 8)) * 2 - 1).to(torch.float16)
+    for signs_are in (SIGNS_BEFORE, SIGNS_AFTER):
+        c = _with_parts(20, 8, 1, 1, True, quantizer, 0).with_options(signs_are, False)
+        check(c, quantizer, exact_rows(3, c.size, torch.float16), signs=signs)
+
+
+# Table, format, and elements that share a scale (-1: a row).
+TABLES = [
+    (EIGHT_BITS, "fp8_e4m3", -1),
+    (EIGHT_BITS_PARTS, "mxfp8", 32),
+    (EIGHT_BITS_PARTS, "fp8_e4m3", 128),
+    (FOUR_BITS, "nvfp4", 16),
+]
+
+
+@pytest.mark.parametrize(
+    "order, log2_columns, name, block", [(*size, name, block) for table, name, block in TABLES for size in table]
+)
+def test_sizes_of_the_tables(order: int, log2_columns: int, name: str, block: int) -> None:
     """What few rows run, and what many do."""
     n = order << log2_columns
-    quantizer = Quantizer(BY_NAME["fp8_e4m3"], n)
+    quantizer = Quantizer(BY_NAME[name], n if block < 0 else block)
     fusion = fusion_of(quantizer, n, False)
     for c in warpgroup_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], False, fusion):
-        check(replace(c, fusion=None), quantizer, exact_rows(3, n, torch.bfloat16))
+        check(c, quantizer, exact_rows(3, n, torch.bfloat16))
+
+
+@pytest.mark.parametrize("order, log2_columns", GATED)
+def test_gated_sizes_of_the_table(order: int, log2_columns: int) -> None:
+    """And that few rows and many have the same bits."""
+    torch.manual_seed(0)
+    n, dtype = order << log2_columns, torch.bfloat16
+    prologue = fused_prologue(GatedActivation("silu", "separate"), n)
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], n), n, False, prologue)
+    gate, up = 4 * torch.randn(3, n).to(dtype), torch.randn(3, n).to(dtype)
+    results = [
+        with_prologue.check(c, gate, prologues.silu_mul(up))
+        for c in warpgroup_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], False, fusion)
+    ]
+    assert results and all(torch.equal(a[i], results[0][i]) for a in results for i in (0, 1))
+
+
+# Order, column bits, warpgroups, blocks a row, whether the next row takes the panel's place.
+GATED_SHAPES = [
+    (12, 6, 1, 1, False), (36, 7, 2, 1, True), (20, 8, 1, 2, True), (44, 7, 1, 1, False), (28, 8, 1, 1, True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", range(2), ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", GATED_SHAPES)
+def test_gated_activations(shape: tuple[int, int, int, int, bool], code: int) -> None:
+    """Each layout of gates and ups, every activation, more rows than blocks, and signs after the activation."""
+    torch.manual_seed(0)
+    n, dtype = shape[0] << shape[1], (torch.float16, torch.bfloat16)[code]
+    gate, up = 4 * torch.randn(5, n).to(dtype), torch.randn(5, n).to(dtype)
+    c = _with_parts(*shape, Quantizer(BY_NAME["int8"], n), code)
+    for make in (prologues.silu_mul, prologues.gelu_mul):
+        separate = with_prologue.check(c, gate, make(up))
+        for order, parts in (("gate_up", (gate, up)), ("up_gate", (up, gate))):
+            together = with_prologue.check(c, torch.cat(parts, -1), make(order=order))
+            assert all(torch.equal(a, b) for a, b in zip(together, separate, strict=True))
+    signs = (torch.randint(0, 2, (1, n)) * 2 - 1).to(dtype)
+    with_prologue.check(c.with_options(SIGNS_BEFORE, False), gate, prologues.silu_mul(up), signs=signs)
+
+
+def test_a_gated_row_of_several_transforms() -> None:
+    """Gates and ups of one tensor are then as far apart as the whole row is long."""
+    torch.manual_seed(0)
+    n, row = 12 << 6, 3 * (12 << 6)
+    prologue = fused_prologue(GatedActivation("silu", "gate_up"), row)
+    quantizer = Quantizer(BY_NAME["int8"], n)
+    c = WarpgroupConfiguration(1, 12, 0, 6, fusion=fusion_of(quantizer, row, False, prologue))
+    x = torch.randn(2, 2 * row).bfloat16()
+    codes, scales = torch.zeros(6, n, dtype=torch.int8), torch.zeros(6)
+    EmulatedKernel(c).run(
+        x, codes, n**-0.5, 6, grid=c.grid(6, 1), scales=Scales(scales, None, scale_factor(quantizer), 6),
+        operands=Operands((), None, 0.0, 1),
+    )  # fmt: skip
+    values = prologue_reference.apply(GatedActivation("silu", "gate_up"), x, (), None)
+    rotated = oracle.transform(values.double().reshape(6, n))
+    assert ((codes.double() * scales.double()[:, None] - rotated).abs() <= scales.double()[:, None] * 0.52).all()
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3", "int8"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -24,22 +25,20 @@ from hadacore.kernels.base_configurations import (
 )
 from hadacore.kernels.base_signs import base_row_signs_text, dense_base
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE
-from hadacore.kernels.fusion import fusion_of
+from hadacore.kernels.fusion import fused_prologue, fusion_of
 from hadacore.kernels.source import constants, kernel_source
 from hadacore.kernels.stages import warpgroup_stages
-from hadacore.kernels.warpgroup_configurations import (
-    _QUANTIZING_TABLE,
-    _TABLE,
-    WarpgroupConfiguration,
-    warpgroup_candidates,
-)
+from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
+from hadacore.kernels.warpgroup_table import EIGHT_BITS, EIGHT_BITS_PARTS, FOUR_BITS, GATED, PLAIN, Table
 from hadacore.kernels.wgmma import wgmma_text
 from hadacore.matrices import factor
 from hadacore.matrices.orders import base_matrix
+from hadacore.prologues import GatedActivation, RMSNorm
 from tests import oracle, tolerances
 from tests.stage_executor import execute
 
 HOPPER = BY_NAME["sm_90a"]
+Configuration = BaseConfiguration | WarpgroupConfiguration
 #: Times over a copy at 2^25 elements on an H200, float16.
 MEASURED = {
     1536: 1.11, 2304: 1.06, 2560: 1.04, 3072: 1.04, 4608: 1.07, 4864: 1.07, 5120: 1.09, 9216: 1.13, 18432: 1.19, 20480: 1.17,
@@ -55,8 +54,8 @@ def _candidates(size: int, code: int = 0, transposed: bool = False) -> tuple[War
 
 
 def test_the_table_has_the_sizes_that_were_measured() -> None:
-    assert sorted(order << log2_columns for order, log2_columns in _TABLE) == sorted(MEASURED)
-    for order, log2_columns in _TABLE:
+    assert sorted(order << log2_columns for order, log2_columns in PLAIN) == sorted(MEASURED)
+    for order, log2_columns in {*PLAIN, *EIGHT_BITS, *EIGHT_BITS_PARTS, *FOUR_BITS, *GATED}:
         matrix = factor(order << log2_columns)
         assert (matrix.base_order, matrix.log2) == (order, log2_columns)  # or the line would never be found
 
@@ -65,16 +64,19 @@ def test_the_table_has_the_sizes_that_were_measured() -> None:
 @pytest.mark.parametrize("size", MEASURED)
 def test_candidates_of_the_table(size: int, code: int) -> None:
     """Few and many rows have the same sums; blocks that loop are as many as fit."""
-    few, many = found = _candidates(size, code)
+    *few, many = found = _candidates(size, code)
     assert {c.size for c in found} == {size} and {c.element_code for c in found} == {code}
-    assert few.tensor_shares == many.tensor_shares and (few.order, few.log2_size) == (many.order, many.log2_size)
+    assert len({(c.tensor_shares, c.order, c.log2_size) for c in found}) == 1
     assert all(c.runs_on(HOPPER) and c.threads <= 1024 and c.programmatic for c in found)
-    assert (few.stages, many.stages) == (1, 2) and many.works_in_place and not few.works_in_place
-    assert few.panel_rows // 8 % few.order_splits == 0  # or blocks would have unequal work
+    assert many.stages == 2 and many.works_in_place
     assert many.minimum_blocks == HOPPER.blocks_that_fit(many.launched_bytes(HOPPER))
-    assert few.launched_bytes(HOPPER) == few.shared_bytes
-    assert few.grid(5, 132) == 5 * few.column_splits * few.order_splits
     assert many.grid(5, 132) == 5 and many.grid(10**6, 132) == 132 * many.minimum_blocks
+    assert few and [c.column_splits for c in few] == sorted({c.column_splits for c in few}, reverse=True)
+    for c in few:
+        assert c.stages == 1 and not c.works_in_place
+        assert c.panel_rows // 8 % c.order_splits == 0  # or blocks would have unequal work
+        assert c.launched_bytes(HOPPER) == c.shared_bytes
+        assert c.grid(5, 132) == 5 * c.column_splits * c.order_splits
 
 
 def test_registers_that_options_take() -> None:
@@ -100,42 +102,102 @@ def test_who_takes_another_kernel(size: int) -> None:
         *base_candidates(2, order, log2_columns, HOPPER),
         *base_candidates(0, order, log2_columns, HOPPER, base=BASE_OF_ELEMENTS),
         *base_candidates(0, order, log2_columns, HOPPER, base=BASE_OF_FLOAT32),
-        *base_candidates(0, order, log2_columns, HOPPER, fusion=fusion_of(Quantizer(FORMATS["nvfp4"], 16), size, False)),
         *(c for a in ARCHITECTURES if not a.has_wgmma for c in base_candidates(0, order, log2_columns, a)),
     ]  # fmt: skip
     assert {c.kernel for c in others} == {"base_rows"}
     assert not warpgroup_candidates(2, order, log2_columns, HOPPER, False)
 
 
-@pytest.mark.parametrize("order, log2_columns", _QUANTIZING_TABLE)
-def test_candidates_of_the_table_with_codes(order: int, log2_columns: int) -> None:
-    """8-bit codes with a scale for each row, or a given one; few rows by clusters where a row has groups of columns for them."""
+def _quantizing(
+    code: int, order: int, log2_columns: int, name: str, block: int, gated: bool
+) -> tuple[Configuration, ...]:
     size = order << log2_columns
-    for name, block in (("fp8_e4m3", size), ("fp8_e5m2", size), ("int8", size), ("fp8_e4m3", 0)):
-        fusion = fusion_of(Quantizer(FORMATS[name], block), size, False)
-        found = base_candidates(1, order, log2_columns, HOPPER, fusion=fusion)
-        assert {c.kernel for c in found} == {"warpgroup_rows"} and {c.size for c in found} == {size}
-        assert all(c.runs_on(HOPPER) and c.fusion == fusion for c in found)
-        assert found[-1].cluster == 1 and found[-1].grid(5, 132) == 5
-        assert found[0].cluster == (found[0].column_splits if block else 1)
-        assert found[-1].minimum_blocks <= HOPPER.blocks_that_fit(found[-1].shared_bytes)
-    for name, block in (("fp8_e4m3", 128), ("int4", size), ("mxfp8", 32)):
-        fusion = fusion_of(Quantizer(FORMATS[name], block), size, False)
-        assert {c.kernel for c in base_candidates(1, order, log2_columns, HOPPER, fusion=fusion)} == {"base_rows"}
+    prologue = fused_prologue(GatedActivation("silu", "gate_up"), size) if gated else None
+    fusion = fusion_of(Quantizer(FORMATS[name], size if block < 0 else block), size, False, prologue)
+    found = base_candidates(code, order, log2_columns, HOPPER, fusion=fusion)
+    assert all(c.fusion == fusion and c.size == size and c.runs_on(HOPPER) for c in found)
+    return found
+
+
+# Table, whether a gated activation precedes, and its codes: format and elements that share a scale (-1: a row, 0: given).
+TABLES: dict[str, tuple[Table, bool, list[tuple[str, int]]]] = {
+    "eight bits": (EIGHT_BITS, False, [("fp8_e4m3", -1), ("fp8_e5m2", -1), ("int8", -1), ("fp8_e4m3", 0)]),
+    "parts": (EIGHT_BITS_PARTS, False, [("mxfp8", 32)]),
+    "four bits": (FOUR_BITS, False, [("nvfp4", 16), ("mxfp4", 32), ("int4", -1), ("int4", 128)]),
+    "gated": (GATED, True, [("fp8_e4m3", -1), ("int8", -1), ("fp8_e4m3", 0), ("mxfp8", 32)]),
+}
+
+
+@pytest.mark.parametrize("of", TABLES)
+def test_candidates_of_the_tables_with_codes(of: str) -> None:
+    """Few rows have more blocks a row, with the same sums; those that share a row's scale are a cluster."""
+    table, gated, kinds = TABLES[of]
+    for (order, log2_columns), (name, block) in itertools.product(table, kinds):
+        *few, many = found = _quantizing(1, order, log2_columns, name, block, gated)
+        assert {c.kernel for c in found} == {"warpgroup_rows"}
+        assert len({(c.tensor_shares, c.order, c.log2_size) for c in found}) == 1
+        assert all(c.cluster == (c.column_splits if block == -1 else 1) for c in found)
+        assert many.minimum_blocks <= HOPPER.blocks_that_fit(many.shared_bytes) and many.loops
+        assert many.grid(10**6, 132) * many.cluster == 132 * many.minimum_blocks
+        assert not any(c.loops or c.minimum_blocks > 1 for c in few)
+        assert few == sorted(few, key=lambda c: -c.column_splits) and all(
+            c.column_splits > many.column_splits for c in few
+        )
+
+
+def test_quantizers_that_take_another_kernel() -> None:
+    """Those that are not in the tables, and where scales or 4-bit codes want more columns than a warpgroup has."""
+    others = [
+        (28, 7, "fp8_e4m3", -1, False), (20, 7, "mxfp4", 32, False), (20, 7, "fp8_e4m3", 128, False), (28, 7, "int4", -1, True),
+        (28, 7, "fp8_e4m3", 128, True), (28, 10, "nvfp4", 16, False),
+    ]  # fmt: skip
+    for order, log2_columns, name, block, gated in others:
+        assert {c.kernel for c in _quantizing(1, order, log2_columns, name, block, gated)} == {"base_rows"}
+    for order, log2_columns in GATED:
+        for activation in (RMSNorm(1e-6, False), RMSNorm(1e-6, True)):
+            size = order << log2_columns
+            fusion = fusion_of(Quantizer(FORMATS["int8"], size), size, False, fused_prologue(activation, size))
+            assert {c.kernel for c in base_candidates(1, order, log2_columns, HOPPER, fusion=fusion)} == {"base_rows"}
+        assert {c.kernel for c in _quantizing(2, order, log2_columns, "int8", -1, True)} <= {"base_rows"}
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "block", "message"),
     [
-        ({}, "int4", 4608, "codes have 8 bits"),
-        ({}, "fp8_e4m3", 128, "a scale for each row or a given one"),
+        ({"column_splits": 2}, "int4", 4608, "4-bit codes of two groups of columns are put together"),
+        ({"column_splits": 2}, "fp8_e4m3", 128, "a warpgroup has no whole parts of 128 columns"),
+        ({"warpgroups": 2}, "fp8_e4m3", 128, "a warpgroup has no whole parts of 128 columns"),
         ({"order_splits": 5}, "fp8_e4m3", 4608, "up to 8 blocks share the columns"),
+        ({"overlap": True}, "fp8_e4m3", 4608, "codes are not stored until all products are there"),
+        ({"refilled": True}, "fp8_e4m3", 4608, "one stage is refilled, where codes follow"),
     ],
 )
 def test_codes_that_cannot_be(changes: dict[str, int], name: str, block: int, message: str) -> None:
     fusion = fusion_of(Quantizer(FORMATS[name], block), 4608, False)
     with pytest.raises(ValueError, match=message):
         WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion, **changes)
+
+
+def test_prologues_that_cannot_be() -> None:
+    prologue = fused_prologue(RMSNorm(1e-6, False), 4608)
+    with pytest.raises(ValueError, match="a gated activation is the only prologue"):
+        WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion_of(Quantizer(FORMATS["int8"], 4608), 4608, False, prologue))
+
+
+def test_plain_results_have_no_other_place() -> None:
+    with pytest.raises(ValueError, match="one stage is refilled, where codes follow"):
+        WarpgroupConfiguration(0, 36, 0, 7, stages=1, refilled=True)
+
+
+def test_shared_memory_with_codes() -> None:
+    """Two panels, the base and H64; then codes, maxima of four warps for two groups, reciprocals of four parts, by 40 rows."""
+    prologue = fused_prologue(GatedActivation("silu", "separate"), 36 << 7)
+    fusion = fusion_of(Quantizer(FORMATS["mxfp8"], 32), 36 << 7, False, prologue)
+    prefetched = WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion)
+    assert prefetched.shared_bytes == 2 * 2 * 2 * 40 * 128 + 40 * 128 + 64 * 128
+    refilled = replace(prefetched, stages=1, refilled=True)
+    assert refilled.shared_bytes == 2 * 2 * 40 * 128 + 40 * 128 + 64 * 128 + 40 * 128 + 4 * 40 * (4 * 2 + 4)
+    assert "next row refills" in str(refilled) and "next row prefetched" in str(prefetched)
 
 
 def test_other_sizes_take_another_kernel() -> None:
@@ -177,7 +239,9 @@ def test_shared_memory_and_widths() -> None:
 
 def test_a_configuration_in_words() -> None:
     few, many = _candidates(9216)
-    assert str(many) == "warpgroup_rows 72 x 2^7, 4 warps/block, next row prefetched, next kernel from after its loads"
+    assert str(many) == (
+        "warpgroup_rows 72 x 2^7, 4 warps/block, next row prefetched, products overlap, next kernel from after its loads"
+    )
     assert str(few).startswith("warpgroup_rows 72 x 2^7, 4 warps/block, one row a block, 6 blocks/row")
 
 
@@ -254,7 +318,7 @@ def test_signs_of_rows_are_the_matrix(size: int, merge: int, transposed: bool) -
 @pytest.mark.parametrize("size", MEASURED)
 def test_stages_contract_every_bit_once(size: int) -> None:
     """And few rows as many ones, which is what makes results independent of them."""
-    few, many = (warpgroup_stages(c) for c in _candidates(size))
+    few, *_, many = (warpgroup_stages(c) for c in _candidates(size))
     bits = [bit for stage in many for bit in stage.bits]
     assert sorted(bits) == list(range(factor(size).log2)) and math.prod(stage.radix for stage in many) == size
     assert [(stage.unit, stage.bits) for stage in few] == [(stage.unit, stage.bits) for stage in many]
@@ -309,10 +373,10 @@ def test_predicted_time_is_near_what_was_measured(size: int) -> None:
 @pytest.mark.parametrize("size", MEASURED)
 def test_few_rows_are_spread_over_blocks(size: int) -> None:
     matrix = factor(size)
-    few, many = _candidates(size)
+    *few, many = _candidates(size)
     for rows in (1, 8, 64, 300, 5000):
         chosen = choose_base(0, matrix.base_order, matrix.log2, rows, (9, 0), 132)
-        assert chosen == (few if few.grid(rows, 132) <= 198 else many)
+        assert chosen == next((c for c in few if c.grid(rows, 132) <= 198), many)
     signed = choose_base(1, matrix.base_order, matrix.log2, 5000, (9, 0), 132, SIGNS_AFTER, True)
     assert isinstance(signed, WarpgroupConfiguration) and signed.signs == SIGNS_AFTER and signed.strided
 

@@ -208,6 +208,12 @@ __device__ __forceinline__ u32 ld_shared_u32(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 ld_shared_v2(u32 address) {
+  uint2 v;
+  emulator::load_shared(&v, address, 8, __func__);
+  return v;
+}
+
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
   emulator::load_shared(&v, address, 16, __func__);

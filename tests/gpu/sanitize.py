@@ -66,7 +66,7 @@ def _rows(element: Element) -> int:
 def _quantize(element: Element) -> int:
     """Every format after few and many rows of some sizes, the prologues, bases of the caller's, and queries and keys."""
     launched = 0
-    for size in (128, 1024, 4096, 16384, 32768, 448, 5120, 14336):
+    for size in (128, 1024, 4096, 16384, 32768, 448, 5120, 14336, 28672):
         for rows in (3, 301):
             x, up = (torch.randn(rows, size, device="cuda").to(element.dtype) for _ in range(2))
             weight = torch.ones(size, dtype=element.dtype, device="cuda")

@@ -44,6 +44,7 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "base_rows": (
         "rows.cuh",
         "tile.cuh",
+        "both_tensors.cuh",
         "base.cuh",
         "panel.cuh",
         "base_products.cuh",
@@ -56,6 +57,7 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
     "warpgroup_rows": (
         "rows.cuh",
         "tile.cuh",
+        "both_tensors.cuh",
         "warpgroup_panel.cuh",
         "warpgroup_products.cuh",
         "warpgroup_store.cuh",

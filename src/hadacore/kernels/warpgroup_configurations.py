@@ -1,17 +1,19 @@
 """Configurations of ``warpgroup_rows.cu``, and the sizes ``m * 2^k`` for which it is the faster kernel.
 
 It contracts the columns first, and the base after them, both by wgmma from shared memory. A warpgroup holds all rows of the
-panel for its columns, so bases are small, and there are 64 columns at least. 16-bit types only: the plain transform, and
-8-bit codes with a scale for each row or a given one.
+panel for its columns, so bases are small, and there are 64 columns at least. 16-bit types only: the plain transform, or codes
+with a scale for each row, for parts of it, or a given one, after a gated activation or none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion, code_bits
+from hadacore.kernels.warpgroup_table import line_of
 
 _FLOAT32 = 2  # ELEMENT
 _LARGEST_WIDTH = 256  # N of one wgmma
@@ -28,16 +30,19 @@ class WarpgroupConfiguration:
         log2_size: Column bits that are left, at least 6.
         warpgroups: Warpgroups of a block, which share the columns of its row.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
-        overlap: Whether the products of one group of columns run while the results of another are stored.
+        overlap: Whether the products of one group of columns run while the results of another are stored; of plain results.
         tensor_shares: Shares of the columns that the first product tells apart. It decides the order of sums.
         column_splits: Blocks that share the columns of a row.
         order_splits: Blocks that share the result rows of the base, for the same columns.
         stages: 2: the next row is on its way meanwhile, the block loops over rows; 1: it has one.
+        refilled: The block loops with one stage: the next row takes the panel's place once the first product has read it.
+            Codes have a place of their own then, and only they.
         transposed: Whether the base is applied transposed.
         programmatic: As in ``KernelConfiguration``.
         signs: As in ``KernelConfiguration``.
         strided: Rows lie at two-level strides rather than one after the other.
-        fusion: A quantizer of 8-bit codes, with a scale for each row or a given one, as the epilogue.
+        fusion: A quantizer with a scale for each row, for parts of it within a warpgroup's columns, or a given one, as the
+            epilogue; with a gated activation as the prologue, there are two panels.
     """
 
     element_code: int
@@ -51,6 +56,7 @@ class WarpgroupConfiguration:
     column_splits: int = 1
     order_splits: int = 1
     stages: int = 2
+    refilled: bool = False
     transposed: bool = False
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
@@ -73,7 +79,12 @@ class WarpgroupConfiguration:
         if self.order_splits > self.panel_rows // 8:
             raise ValueError(f"each block must have some of {self.panel_rows // 8} tiles of rows: {self}")
         object.__setattr__(self, "threads", 128 * self.warpgroups)
-        stage = self.groups * self.panel_rows * 128
+        if self.overlap and self.fusion is not None:
+            raise ValueError(f"codes are not stored until all products are there: {self}")
+        if self.refilled and (self.stages != 1 or self.fusion is None):
+            raise ValueError(f"one stage is refilled, where codes follow: {self}")
+        panels = 2 if self.fusion is not None and self.fusion.prologue is not None else 1
+        stage = panels * self.groups * self.panel_rows * 128
         base = -(-self.order // 64) * self.own_rows * 128
         matrices = 64 * 128 * (2 if self.tensor_shares > 1 else 1)
         shared = self.stages * stage + base + matrices
@@ -83,10 +94,21 @@ class WarpgroupConfiguration:
 
     def _with_fusion(self, fusion: Fusion, shared: int) -> int:
         """Check that the kernel makes those codes, and return the bytes of shared memory with the quantizer."""
-        if code_bits(fusion) != 8 or fusion.block not in (0, self.size) or fusion.prologue is not None:
-            raise ValueError(f"codes have 8 bits, with a scale for each row or a given one, and no prologue: {self}")
+        bits, columns, own = code_bits(fusion), (1 << self.log2_size) // self.column_splits, 64 * self.own_groups
+        parts = fusion.block if fusion.has_parts(self.size) else 0
+        if bits == 4 and own < 128:
+            raise ValueError(f"4-bit codes of two groups of columns are put together, a warpgroup has one: {self}")
+        if parts and (columns % parts or (parts > 64 and own % parts)):
+            raise ValueError(f"a warpgroup has no whole parts of {parts} columns, which share a scale: {self}")
+        if fusion.prologue is not None and not fusion.prologue.gated:
+            raise ValueError(f"a gated activation is the only prologue: {self}")
         if self.order_splits > 1 or self.column_splits > MAXIMUM_CLUSTER:
             raise ValueError(f"up to {MAXIMUM_CLUSTER} blocks share the columns of a row with codes: {self}")
+        if self.refilled:
+            shared += self.panel_rows * columns * bits // 8
+            if parts:
+                maxima = 4 * (columns // max(64, parts))
+                shared += 4 * self.panel_rows * (maxima + columns // parts)
         if not fusion.is_row(self.size):
             return shared
         object.__setattr__(self, "cluster", self.column_splits)
@@ -131,14 +153,20 @@ class WarpgroupConfiguration:
         return 2 * (-(-self.order // 16) * 16) * self.panel_rows << self.log2_size
 
     @property
+    def loops(self) -> bool:
+        """Whether a block goes on to other rows."""
+        return self.stages == 2 or self.refilled
+
+    @property
     def works_in_place(self) -> bool:
         """Whether all of a row is read before any of it is written."""
         return self.column_splits * self.order_splits == 1
 
     def grid(self, rows: int, multiprocessors: int) -> int:
         """Blocks (clusters, where they share a row's scale) to launch for ``rows`` rows."""
-        blocks = min(rows, multiprocessors * self.minimum_blocks) if self.stages == 2 else rows
-        return blocks * self.column_splits * self.order_splits // self.cluster
+        splits = self.column_splits * self.order_splits
+        at_once = max(1, multiprocessors * self.minimum_blocks // splits)
+        return (min(rows, at_once) if self.loops else rows) * splits // self.cluster
 
     def with_options(self, signs: int, strided: bool) -> WarpgroupConfiguration:
         """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""
@@ -148,7 +176,7 @@ class WarpgroupConfiguration:
 
     def launched_bytes(self, architecture: Architecture) -> int:
         """Shared memory to launch a block with: so much that no more blocks fit than loop over rows."""
-        least = architecture.least_bytes_of(self.minimum_blocks) if self.stages == 2 else 0
+        least = architecture.least_bytes_of(self.minimum_blocks) if self.loops else 0
         return max(self.shared_bytes, least)
 
     def runs_on(self, architecture: Architecture) -> bool:
@@ -171,6 +199,7 @@ class WarpgroupConfiguration:
             "ORDER_SPLITS": self.order_splits,
             "CLUSTER": self.cluster,
             "STAGES": self.stages,
+            "REFILLED": int(self.refilled),
             "WGMMA": 1,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -179,48 +208,16 @@ class WarpgroupConfiguration:
 
     def __str__(self) -> str:
         parts = [f"warpgroup_rows {self.order} x 2^{self.log2_size}", f"{4 * self.warpgroups} warps/block"]
-        parts.append("next row prefetched" if self.stages == 2 else "one row a block")
+        parts.append(
+            "one row a block" if not self.loops else "next row " + ("refills" if self.refilled else "prefetched")
+        )
+        if self.overlap:
+            parts.append("products overlap")
         if not self.works_in_place:
             parts.append(f"{self.column_splits * self.order_splits} blocks/row")
         if self.programmatic:
             parts.append("next kernel from after its loads")
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """How many rows of a size run, and the blocks that share one when there are few."""
-
-    merge: int
-    warpgroups: int
-    minimum_blocks: int
-    overlap: bool
-    order_splits: int
-    column_splits: int = 1
-
-
-# By order and column bits: the sizes that are faster than by base_rows.cu. Times over a copy at 2^25; 2^23 elements on one H200,
-# float16, cold, there and here: 1536 1.13; 1.15 -> 1.11; 1.11, 2304 1.12; 1.15 -> 1.06; 1.06, 2560 1.09; 1.18 -> 1.04; 1.06,
-# 3072 1.05; 1.15 -> 1.04; 1.07, 4608 1.12; 1.28 -> 1.07; 1.16, 4864 1.09; 1.26 -> 1.07; 1.19, 5120 1.09; 1.17 -> 1.09; 1.10,
-# 9216 1.17; 1.34 -> 1.13; 1.27, 18432 1.24; 1.45 -> 1.19; 1.43, 20480 1.24; 1.53 -> 1.17; 1.50.
-_TABLE: dict[tuple[int, int], _Line] = {
-    (12, 7): _Line(1, 1, 8, False, 3), (36, 6): _Line(0, 1, 7, False, 5), (20, 7): _Line(1, 1, 7, False, 5),
-    (12, 8): _Line(2, 1, 6, False, 3), (36, 7): _Line(1, 1, 4, False, 3), (76, 6): _Line(0, 1, 4, False, 5),
-    (20, 8): _Line(2, 1, 4, False, 5), (36, 8): _Line(1, 1, 2, True, 3, 2), (36, 9): _Line(0, 1, 2, False, 1, 8),
-    (20, 10): _Line(1, 2, 2, False, 1, 8),
-}  # fmt: skip
-
-
-# The same with 8-bit codes and a scale for each row or a given one, times of FP8 over a copy of the same bytes, bfloat16:
-# 2560 1.35; 1.43 -> 1.24; 1.26, 3072 1.22; 1.36 -> 1.17; 1.23, 4608 1.61; 1.73 -> 1.23; 1.37, 4864 1.56; 1.70 -> 1.30; 1.47,
-# 5120 1.49; 1.55 -> 1.13; 1.20, 5632 1.63; 1.62 -> 1.39; 1.52, 6144 1.50; 1.61 -> 1.08; 1.27, 7168 1.39; 1.40 -> 1.17; 1.27,
-# 9216 1.73; 1.85 -> 1.42; 1.57, 14336 1.48; 1.82 -> 1.30; 1.52. Not 3584, 3840 and 28672, which gain nothing.
-_QUANTIZING_TABLE: dict[tuple[int, int], _Line] = {
-    (20, 7): _Line(1, 1, 6, False, 1), (12, 8): _Line(2, 1, 5, False, 1), (36, 7): _Line(0, 1, 4, False, 1, 2),
-    (76, 6): _Line(0, 1, 4, False, 1), (20, 8): _Line(1, 1, 4, False, 1, 2), (44, 7): _Line(1, 1, 3, False, 1),
-    (12, 9): _Line(2, 1, 4, False, 1, 2), (28, 8): _Line(1, 1, 3, False, 1, 2), (36, 8): _Line(1, 1, 2, False, 1, 2),
-    (28, 9): _Line(1, 1, 2, False, 1, 4),
-}  # fmt: skip
 
 
 def warpgroup_candidates(
@@ -232,19 +229,33 @@ def warpgroup_candidates(
     fusion: Fusion | None = None,
 ) -> tuple[WarpgroupConfiguration, ...]:
     """The configurations of a size ``order * 2^log2_columns``, fewest rows first; none where another kernel takes it."""
-    line = (_TABLE if fusion is None else _QUANTIZING_TABLE).get((order, log2_columns))
+    line = line_of(order, log2_columns, fusion)
     if line is None or element_code == _FLOAT32 or not architecture.has_wgmma:
         return ()
     plain = WarpgroupConfiguration(
         element_code, order << line.merge, line.merge, log2_columns - line.merge, line.warpgroups, line.minimum_blocks,
-        line.overlap, tensor_shares=line.warpgroups, transposed=transposed,
+        line.overlap, tensor_shares=line.warpgroups * line.sharing, column_splits=line.sharing, transposed=transposed,
     )  # fmt: skip
-    try:
-        many = replace(plain, fusion=fusion)
-    except ValueError:
+    many = _fused(plain, fusion, stages=1 if line.refilled else 2, refilled=line.refilled)
+    if many is None:
         return ()
-    few = replace(
-        many, warpgroups=1, minimum_blocks=1, overlap=False, stages=1, column_splits=line.column_splits,
-        order_splits=line.order_splits,
-    )  # fmt: skip
-    return (few, many) if line.column_splits * line.order_splits > 1 else (many,)
+    few = []
+    splits = line.column_splits
+    while splits > line.sharing or (splits == line.column_splits and splits * line.order_splits > 1):
+        few.append(
+            _fused(
+                plain, fusion, warpgroups=1, minimum_blocks=1, overlap=False, stages=1, column_splits=splits,
+                order_splits=line.order_splits,
+            )
+        )  # fmt: skip
+        splits //= 2
+    # Where too many blocks share a row, none has all of the columns that share a scale.
+    return (*(c for c in few if c is not None), many)
+
+
+def _fused(plain: WarpgroupConfiguration, fusion: Fusion | None, **changes: Any) -> WarpgroupConfiguration | None:
+    """The configuration with a quantizer; None where the kernel has no such one."""
+    try:
+        return replace(plain, fusion=fusion, **changes)
+    except ValueError:
+        return None

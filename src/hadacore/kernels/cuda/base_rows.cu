@@ -31,10 +31,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   BASE_OF_PARAMETERS(base_matrix)
 #if PROLOGUE
   PROLOGUE_OF_PARAMETERS(prologue)
-  if (kGated && GATED_LAYOUT == UP_GATE) problem.x += ROW_ELEMENTS * kElementBytes;
-  problem.second = kNormalises ? residual - x
-                   : GATED_LAYOUT == SEPARATE ? operand - x
-                                              : (GATED_LAYOUT == GATE_UP ? ROW_ELEMENTS : -ROW_ELEMENTS) * kElementBytes;
+  BOTH_TENSORS_OF_PARAMETERS(problem)
 #endif
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int slot = UNITS == 1 ? 0 : warp / ORDER_WARPS;  // which unit of the block

@@ -30,8 +30,6 @@ constexpr int kMostRegisters = 65536 / (kThreads * MIN_BLOCKS) < 255 ? 65536 / (
 constexpr int kSpareRegisters = kMostRegisters - kResults * WARP_TILES * kGroups;
 constexpr int kChunks = 8 * kGroups;  // of a unit
 constexpr u32 kGroupBytes = 128 * kPaddedOrder;
-// With a prologue there is a second panel, of up or the residual, which the result, as bfloat16 high + low, then shares with the
-// first's. float32 keeps its result in the first.
 constexpr int kPanels = PROLOGUE ? 2 : 1;
 constexpr bool kHasSecond = kGated || PROLOGUE == RMS_NORM_RESIDUAL;
 constexpr u32 kPanelBytes = kGroups * kGroupBytes;
@@ -64,10 +62,10 @@ __device__ __forceinline__ int offset_in_row(int i, int column) { return i * kCo
 
 __device__ __forceinline__ const char* element_of_x(const Rows& r, i64 row, int offset) {
 #if PROLOGUE
-  // Of the gate; in rows that hold both, every row of the tensor before this one has as many elements again.
-  if (GATED_LAYOUT != SEPARATE) return r.x + (row * kSize + row * kSize / ROW_ELEMENTS * ROW_ELEMENTS + offset) * kElementBytes;
-#endif
+  return r.x + (start_of_both(row) + offset) * kElementBytes;
+#else
   return r.x + (row_start(r, row, r.x_outer, r.x_inner) + offset) * kElementBytes;
+#endif
 }
 
 __device__ __forceinline__ char* element_of_y(const Rows& r, i64 row, int offset) {
@@ -185,18 +183,6 @@ __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 s
 }
 
 #if PROLOGUE
-// A vector after the prologue, `v`, takes the place of what it is made of.
-__device__ __forceinline__ void put_values(u32 address, const VectorValues& v) {
-  u32 first[4], second[4];
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    if (kSixteenBit) split_pair(first[w], second[w], v.v[(2 * w) % kVectorElements], v.v[(2 * w + 1) % kVectorElements]);
-    else first[w] = mov_b32_f32(v.v[w % kVectorElements]);
-  }
-  st_shared_v4_b32(address, make_uint4(first[0], first[1], first[2], first[3]));
-  if (kSixteenBit) st_shared_v4_b32(address + kPanelBytes, make_uint4(second[0], second[1], second[2], second[3]));
-}
-
 // The prologue of this thread's vectors. Lanes that hold the chunks of one sum add them in increasing order of column bit: it does
 // not depend on how many threads there are.
 __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& prologue, i64 first_unit, u32 stage, u32 squares_of_stage) {
@@ -213,7 +199,7 @@ __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& pr
         sign_bits.insert_vector(0, signs_of_place(r, unit, place));
         apply_signs(values, sign_bits, 0);
       }
-      put_values(address, values);
+      put_values(address, kPanelBytes, values);
     } else if (!kHasSecond && !kRowsExist && place.i < ORDER) {
       st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));  // the first panel has them already
     }

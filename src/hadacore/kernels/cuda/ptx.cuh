@@ -112,6 +112,12 @@ __device__ __forceinline__ u32 ld_shared_u32(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 ld_shared_v2(u32 address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ float4 ld_shared_v4_f32(u32 address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

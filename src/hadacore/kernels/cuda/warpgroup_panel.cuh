@@ -4,7 +4,8 @@
 // swizzle, so that it is a B operand: N = i, K = column. Results take the place of what they were made of, in the same order.
 
 #define BASE_PARAMETERS
-constexpr u32 kOnePair = ELEMENT == FLOAT16 ? 0x3c003c00u : 0x3f803f80u;  // 1, 1
+constexpr bool kFloat16Panel = ELEMENT == FLOAT16 && !PROLOGUE;  // else bfloat16
+constexpr u32 kOnePair = kFloat16Panel ? 0x3c003c00u : 0x3f803f80u;  // 1, 1
 constexpr int kColumns = 1 << LOG2_SIZE;
 constexpr int kGroups = kColumns / 64;
 constexpr int kRowTiles = (ORDER + 7) / 8;  // N tiles of 8 rows
@@ -19,37 +20,63 @@ constexpr int kOwnTiles = (kRowTiles + ORDER_SPLITS - 1) / ORDER_SPLITS;
 constexpr int kOwnRows = 8 * kOwnTiles;
 constexpr bool kRowsMayBeMissing = kOwnRows * ORDER_SPLITS > ORDER;
 static_assert(kSixteenBit && LOG2_SIZE >= 6 && kOwnGroups >= 1 && kSelectedShares >= 1 && kPanelRows <= 256, "what this kernel takes");
+static_assert(!PROLOGUE || (kGated && !STRIDED), "gated activations are the prologues it has");
+static_assert(!REFILLED || (STAGES == 1 && ENCODING), "codes have a place of their own, results have not");
 
-// What shared memory holds: stages, the base as B operand, [64 columns][row][128 bytes], and H64 as A, with TENSOR_SHARES its negative too.
+// What shared memory holds: stages, the base as B operand, [64 columns][row][128 bytes], H64 as A, with TENSOR_SHARES its negative
+// too, and codes where the next row takes the panel's place. A gated activation has two panels a stage (both_tensors.cuh).
+constexpr int kPanels = PROLOGUE ? 2 : 1;
 constexpr u32 kGroupBytes = 128 * kPanelRows;
-constexpr u32 kStageBytes = kGroups * kGroupBytes;
+constexpr u32 kPanelBytes = kGroups * kGroupBytes;
+constexpr u32 kStageBytes = kPanels * kPanelBytes;
 constexpr u32 kBase = STAGES * kStageBytes;
 constexpr u32 kBaseBlockBytes = 128 * kOwnRows;
 constexpr u32 kColumnMatrix = kBase + kBaseBlockBytes * ((ORDER + 63) / 64);
 constexpr u32 kColumnMatrixBytes = 64 * 128;
 constexpr int kColumnMatrices = TENSOR_SHARES > 1 ? 2 : 1;
+constexpr u32 kCodes = kColumnMatrix + kColumnMatrices * kColumnMatrixBytes;
 
-// Of a row of the panel: 16 rows at a time, a vector for each thread of a warpgroup; warpgroups take groups in turn. Both addresses
-// advance by constants. Calls `visit(address, offset in the row, how far that is from the thread's first one)`.
-template <typename Visit>
-__device__ __forceinline__ void each_own_vector(u32 stage, Visit visit) {
-  const int thread = threadIdx.x % 128, chunk = thread & 7, i = thread >> 3, first_group = WARPGROUPS == 1 ? 0 : threadIdx.x / 128;
-  const u32 address = stage + first_group * kGroupBytes + 128 * i + 16 * ((chunk ^ i) & 7);
-  const int offset = i * kColumns + 64 * first_group + 8 * chunk;
-#pragma unroll
-  for (int group = 0; group < kGroups; group += WARPGROUPS) {
-    if (kGroups % WARPGROUPS != 0 && first_group + group >= kGroups) continue;
-#pragma unroll
-    for (int n = 0; n < ORDER; n += 16) {
-      if (n + 16 > ORDER && i + n >= ORDER) continue;
-      visit(address + group * kGroupBytes + 128 * n, offset, n * kColumns + 64 * group);
-    }
+// A thread's vectors of a panel: 16 rows at a time, a vector for each thread of a warpgroup; warpgroups take groups in turn. Addresses
+// advance by constants, as n is one.
+constexpr int kVectorsOfGroup = (ORDER + 15) / 16;
+constexpr int kOwnVectors = (kGroups + WARPGROUPS - 1) / WARPGROUPS * kVectorsOfGroup;
+struct OwnVectors {
+  u32 first_address;  // in shared memory
+  int first_offset;   // in the row
+  int i, first_group;
+
+  __device__ __forceinline__ explicit OwnVectors(u32 stage) {
+    const int thread = threadIdx.x % 128, chunk = thread & 7;
+    i = thread >> 3;
+    first_group = WARPGROUPS == 1 ? 0 : threadIdx.x / 128;
+    first_address = stage + first_group * kGroupBytes + 128 * i + 16 * ((chunk ^ i) & 7);
+    first_offset = i * kColumns + 64 * first_group + 8 * chunk;
   }
-}
+
+  __device__ __forceinline__ static constexpr int group(int n) { return n / kVectorsOfGroup * WARPGROUPS; }
+  __device__ __forceinline__ static constexpr int row(int n) { return n % kVectorsOfGroup * 16; }
+  __device__ __forceinline__ u32 address(int n) const { return first_address + group(n) * kGroupBytes + 128 * row(n); }
+  __device__ __forceinline__ static constexpr int distance(int n) { return row(n) * kColumns + 64 * group(n); }  // from the first one
+  __device__ __forceinline__ bool exists(int n) const {
+    if (group(n) + WARPGROUPS > kGroups && first_group + group(n) >= kGroups) return false;
+    return row(n) + 16 <= ORDER || i + row(n) < ORDER;
+  }
+};
 
 __device__ __forceinline__ void start_row(const Rows& r, i64 row, u32 stage) {
+#if PROLOGUE
+  const char* first = r.x + start_of_both(row) * kElementBytes;
+#else
   const char* first = r.x + row_start(r, row, r.x_outer, r.x_inner) * kElementBytes;
-  each_own_vector(stage, [&](u32 address, int offset, int distance) { cp_async_cg_16(address, first + offset * kElementBytes + distance * kElementBytes); });
+#endif
+  const OwnVectors own(stage);
+#pragma unroll
+  for (int n = 0; n < kOwnVectors; ++n) {
+    if (!own.exists(n)) continue;
+    const char* source = first + own.first_offset * kElementBytes + own.distance(n) * kElementBytes;
+    cp_async_cg_16(own.address(n), source);
+    if (PROLOGUE) cp_async_cg_16(own.address(n) + kPanelBytes, source + r.second);
+  }
   cp_async_commit_group();
 }
 
@@ -61,19 +88,55 @@ __device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
   return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
 }
 
-// This thread's copies have arrived; it applies signs to what it copied itself.
+#if PROLOGUE
+// Several vectors are loaded before any is stored, so that their exponentials and reciprocals overlap.
+__device__ __forceinline__ void activate_row(const Rows& r, const Prologue& prologue, i64 row, u32 stage) {
+  constexpr int kAtOnce = 4;
+  const OwnVectors own(stage);
+#pragma unroll
+  for (int first = 0; first < kOwnVectors; first += kAtOnce) {
+    RawVector raw[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int n = first + k;
+      if (n < kOwnVectors && own.exists(n)) raw[k] = {ld_shared_v4(own.address(n)), ld_shared_v4(own.address(n) + kPanelBytes)};
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int n = first + k;
+      if (n >= kOwnVectors || !own.exists(n)) continue;
+      float squares;
+      VectorValues values = prologue.apply(raw[k], 0, squares);
+      if (SIGNS == SIGNS_BEFORE) {
+        SignBits<4> sign_bits;
+        sign_bits.clear();
+        sign_bits.insert_vector(0, signs_at(r, row, own.first_offset + own.distance(n)));
+        apply_signs(values, sign_bits, 0);
+      }
+      put_values(own.address(n), kPanelBytes, values);
+    }
+  }
+}
+#endif
+
+// This thread's copies have arrived, and it applies signs, where no activation does, to what it copied itself.
 __device__ __forceinline__ void finish_row(const Rows& r, i64 row, u32 stage) {
-  cp_async_wait_all();
-  if (SIGNS == SIGNS_BEFORE)
-    each_own_vector(stage, [&](u32 address, int offset, int distance) {
-      st_shared_v4_b32(address, flip_signs(ld_shared_v4(address), signs_at(r, row, offset + distance)));
-    });
+  if (SIGNS == SIGNS_BEFORE && !PROLOGUE) {
+    const OwnVectors own(stage);
+#pragma unroll
+    for (int n = 0; n < kOwnVectors; ++n) {
+      if (own.exists(n))
+        st_shared_v4_b32(own.address(n), flip_signs(ld_shared_v4(own.address(n)), signs_at(r, row, own.first_offset + own.distance(n))));
+    }
+  }
   fence_proxy_async();  // what threads wrote, for wgmma, which reads by another path
 }
 
-// The column c' that M has for row `row`: the same, or for codes the order that warpgroup_quantize.cuh wants, g h w w for h g g g of w w.
+// The column c' that M has for row `row`: the same, or for codes the order that warpgroup_quantize.cuh wants, where a lane's two are
+// neighbours: of w w h g2 g1 g0, w w g2 g1 g0 h, and for 4-bit codes w w g1 g0 g2 h.
 __device__ __forceinline__ int column_of_row(int row) {
-  return ENCODING ? (row & 48) | (row & 7) << 1 | (row >> 3 & 1) : row;
+  if (!ENCODING) return row;
+  return (row & 48) | (kStoredBits == 4 ? (row & 3) << 2 | (row >> 1 & 2) : (row & 7) << 1) | (row >> 3 & 1);
 }
 
 // H64 as the A operand of the first product, and its negative where shares differ: row c' is M, K = c is contiguous, 8 to a vector.

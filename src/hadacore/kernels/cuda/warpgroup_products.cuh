@@ -21,20 +21,22 @@ __device__ __forceinline__ u64 describe_rows(u32 address) {
 
 template <bool START>
 __device__ __forceinline__ void multiply_columns(JointSums& d, u64 matrix, u64 groups) {
-  if (ELEMENT == FLOAT16) wgmma_m64k16_f32_f16<START>(d, matrix, groups);
+  if (kFloat16Panel) wgmma_m64k16_f32_f16<START>(d, matrix, groups);
   else wgmma_m64k16_f32_bf16<START>(d, matrix, groups);
 }
 
-// Starts the products of input groups own + first_group: D = H64 X^T, over the bits of TENSOR_SHARES too.
+// Starts the products of input groups own + first_group: D = H64 X^T, over the bits of TENSOR_SHARES too, and over both parts of X.
 __device__ __forceinline__ void start_columns(Sums& d, u64 matrix, u64 panel, int first_group, int tensor_share) {
 #pragma unroll
   for (int own = 0; own < kOwnGroups; own += kJoint) {
     JointSums& sums = reinterpret_cast<JointSums&>(d[own * kRowTiles]);
 #pragma unroll
-    for (int p = 0; p < TENSOR_SHARES; ++p) {
+    for (int n = 0; n < TENSOR_SHARES * kPanels; ++n) {
+      const int part = n / TENSOR_SHARES, p = n % TENSOR_SHARES;
       const u64 signed_matrix = matrix + (__popc(p & tensor_share) & 1 ? kColumnMatrixBytes / 16 : 0);
-      const u64 groups = panel + (p * (kGroups / TENSOR_SHARES) + first_group + own) * (kGroupBytes / 16);
-      if (p == 0) multiply_columns<true>(sums, signed_matrix, groups);
+      // The small part first: the sum loses less.
+      const u64 groups = panel + (kPanels - 1 - part) * (kPanelBytes / 16) + (p * (kGroups / TENSOR_SHARES) + first_group + own) * (kGroupBytes / 16);
+      if (n == 0) multiply_columns<true>(sums, signed_matrix, groups);
       else multiply_columns<false>(sums, signed_matrix, groups);
 #pragma unroll
       for (int s = 1; s < 4; ++s) multiply_columns<false>(sums, signed_matrix + 2 * s, groups + 2 * s);

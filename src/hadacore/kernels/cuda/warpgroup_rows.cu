@@ -26,6 +26,10 @@
 
 extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
+#if PROLOGUE
+  PROLOGUE_OF_PARAMETERS(prologue)
+  BOTH_TENSORS_OF_PARAMETERS(problem)
+#endif
   const int lane = threadIdx.x % 32;
   constexpr int kSplits = COLUMN_SPLITS * ORDER_SPLITS;
   const int split = blockIdx.x % kSplits;
@@ -56,6 +60,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   write_base(first_stage + kBase, first_row);  // while the first row is on its way
 #pragma unroll 1
   do {
+    cp_async_wait_all();
+#if PROLOGUE
+    activate_row(problem, prologue, row, stage);
+#endif
     finish_row(problem, row, stage);
     bar_sync();  // everyone's copies are there; and nobody reads the other stage any more
     Sums d;
@@ -81,25 +89,31 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll
       for (int i = 0; i < 4 * kOwnGroups * kRowTiles; ++i) d[i / 4][i % 4] = part[0][i / 4][i % 4];
     }
-    bar_sync();  // the panel has been read, and results may take its place
+    bar_sync();  // the panel has been read, and results, or the next row, may take its place
+    if (REFILLED && row + step < problem.rows) start_row(problem, row + step, stage);
     contract_groups(d);
-    Operand a[kOwnGroups];
-#pragma unroll
-    for (int own = 0; own < kOwnGroups; ++own) a[own].split(d, own, lane);
-
 #if ENCODING
-    Results y[kOwnGroups];  // take the registers of the operands one by one
+    Results y[kOwnGroups];  // take the registers of the sums, group by group
+    Magnitudes magnitudes;
+    magnitudes.clear();
 #pragma unroll
     for (int own = 0; own < kOwnGroups; ++own) {
-      start_base(y[own], a[own], base);
+      Operand a;
+      order_after_wait(reinterpret_cast<Results&>(d[own * kRowTiles]));  // so that it is not split any earlier
+      a.split(d, own, lane);
+      start_base(y[own], a, base);
       wgmma_wait_group<0>();
       order_after_wait(y[own]);
+      magnitudes.measure(problem, row, y[own], own, share * kOwnGroups, lane, (float)scale);
     }
 #if CLUSTER > 1
     if (maxima.round == 0) barrier_cluster_wait();  // nobody's shared memory is written before it has begun
 #endif
-    quantize_row(problem, quantizer, row, y, stage, share, lane, (float)scale, maxima);
+    quantize_row(problem, quantizer, row, y, magnitudes, REFILLED ? first_stage + kCodes : stage, share, lane, maxima);
 #else
+    Operand a[kOwnGroups];
+#pragma unroll
+    for (int own = 0; own < kOwnGroups; ++own) a[own].split(d, own, lane);
     // Where registers allow, a group's products run while the results of the one before are rounded and put away.
     constexpr bool kOverlap = OVERLAP && kOwnGroups > 1;
     const int first_group = share * kOwnGroups;
@@ -119,5 +133,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     store_results(problem, row, stage, first_group, first_row);
 #endif
     if (STAGES == 2) stage = both_stages - stage;
-  } while (STAGES == 2 && (row += step) < problem.rows);
+  } while ((STAGES == 2 || REFILLED) && (row += step) < problem.rows);
 }

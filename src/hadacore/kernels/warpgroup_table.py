@@ -1,0 +1,131 @@
+"""The sizes ``m * 2^k`` for which ``warpgroup_rows.cu`` is the faster kernel, by what follows, and how it runs them.
+
+Times are over a copy of the same bytes on one H200, cold, at 2^25; 2^23 elements, by ``base_rows.cu`` -> here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hadacore.kernels.fusion import Fusion, code_bits
+
+
+@dataclass(frozen=True)
+class Line:
+    """How rows of a size run.
+
+    Attributes:
+        merge: Column bits that are merged into the base.
+        warpgroups: Of a block, where rows are many.
+        minimum_blocks: Of a multiprocessor, likewise.
+        order_splits: Blocks that share the result rows of the base where rows are few.
+        column_splits: Blocks that share the columns then.
+        overlap: As of ``WarpgroupConfiguration``.
+        refilled: As of ``WarpgroupConfiguration``.
+        sharing: Blocks that share the columns even where rows are many.
+    """
+
+    merge: int
+    warpgroups: int
+    minimum_blocks: int
+    order_splits: int = 1
+    column_splits: int = 1
+    overlap: bool = False
+    refilled: bool = False
+    sharing: int = 1
+
+
+Table = dict[tuple[int, int], Line]  # by order and column bits
+
+# float16: 1536 1.13; 1.15 -> 1.11; 1.11, 2304 1.12; 1.15 -> 1.06; 1.06, 2560 1.09; 1.18 -> 1.04; 1.06,
+# 3072 1.05; 1.15 -> 1.04; 1.07, 4608 1.12; 1.28 -> 1.07; 1.16, 4864 1.09; 1.26 -> 1.07; 1.19, 5120 1.09; 1.17 -> 1.09; 1.10,
+# 9216 1.17; 1.34 -> 1.13; 1.27, 18432 1.24; 1.45 -> 1.19; 1.43, 20480 1.24; 1.53 -> 1.17; 1.50.
+PLAIN: Table = {
+    (12, 7): Line(1, 1, 8, 3),
+    (12, 8): Line(2, 1, 6, 3),
+    (20, 7): Line(1, 1, 7, 5),
+    (20, 8): Line(2, 1, 4, 5),
+    (20, 10): Line(1, 2, 2, column_splits=8),
+    (36, 6): Line(0, 1, 7, 5),
+    (36, 7): Line(1, 1, 4, 3),
+    (36, 8): Line(1, 1, 2, 3, 2, overlap=True),
+    (36, 9): Line(0, 1, 2, column_splits=8),
+    (76, 6): Line(0, 1, 4, 5),
+}
+
+# FP8 with a scale for each row, or a given one, bfloat16: 2560 1.35; 1.43 -> 1.24; 1.26, 3072 1.22; 1.36 -> 1.17; 1.23,
+# 4608 1.61; 1.73 -> 1.23; 1.37, 4864 1.56; 1.70 -> 1.30; 1.47, 5120 1.49; 1.55 -> 1.14; 1.21, 5632 1.63; 1.62 -> 1.39; 1.52,
+# 6144 1.50; 1.61 -> 1.08; 1.27, 7168 1.39; 1.40 -> 1.17; 1.27, 9216 1.73; 1.85 -> 1.42; 1.57, 14336 1.48; 1.82 -> 1.25; 1.64,
+# 28672 1.68; 2.07 -> 1.59; 2.03. Not 3584 and 3840, which gain nothing.
+EIGHT_BITS: Table = {
+    (12, 8): Line(2, 1, 5),
+    (12, 9): Line(2, 1, 4, column_splits=2),
+    (20, 7): Line(1, 1, 6),
+    (20, 8): Line(1, 1, 4, column_splits=2),
+    (28, 8): Line(1, 1, 3, column_splits=2),
+    (28, 9): Line(1, 1, 2, column_splits=4),
+    (28, 10): Line(1, 1, 2, column_splits=8, refilled=True, sharing=2),
+    (36, 7): Line(0, 1, 4, column_splits=2),
+    (36, 8): Line(1, 1, 2, column_splits=2),
+    (44, 7): Line(1, 1, 3),
+    (76, 6): Line(0, 1, 4),
+}
+
+# 8-bit codes with a scale for parts of a row; MXFP8, bfloat16: 3584 1.72; 1.85 -> 1.50; 1.56, 5120 2.51; 2.55 -> 1.38; 1.41,
+# 7168 2.49; 2.33 -> 1.44; 1.47, 14336 2.34; 2.35 -> 1.55; 1.73, 28672 2.44; 2.91 -> 1.87; 2.27.
+EIGHT_BITS_PARTS: Table = {
+    (12, 8): Line(2, 1, 6, refilled=True),
+    (12, 9): Line(2, 1, 4, column_splits=2),
+    (20, 7): Line(1, 1, 7, refilled=True),
+    (20, 8): Line(1, 1, 4),
+    (28, 7): Line(0, 1, 5),
+    (28, 8): Line(1, 1, 3),
+    (28, 9): Line(1, 1, 2, column_splits=2),
+    (28, 10): Line(1, 1, 2, column_splits=8, refilled=True, sharing=2),
+    (36, 7): Line(0, 1, 4),
+    (36, 8): Line(1, 1, 3, refilled=True),
+    (44, 7): Line(0, 1, 4),
+    (76, 6): Line(0, 1, 4),
+}
+
+# 4-bit codes; NVFP4, bfloat16: 5120 2.85; 2.63 -> 2.40; 2.22, 7168 3.63; 3.18 -> 2.52; 2.28, 14336 2.72; 2.59 -> 2.61; 2.61.
+FOUR_BITS: Table = {
+    (12, 9): Line(2, 1, 4, refilled=True),
+    (20, 8): Line(1, 1, 4),
+    (28, 8): Line(1, 1, 3),
+    (28, 9): Line(1, 1, 2, column_splits=2),
+    (36, 7): Line(0, 1, 4),
+    (36, 8): Line(1, 1, 3, refilled=True),
+    (44, 7): Line(0, 1, 4, refilled=True),
+}
+
+# After a gated activation; silu_mul and FP8 with a scale for each row, bfloat16: 2560 1.75; 1.86 -> 1.34; 1.43,
+# 3072 1.53; 1.65 -> 1.26; 1.33, 3584 1.38; 1.50 -> 1.35; 1.43, 5120 1.67; 1.89 -> 1.28; 1.39, 6144 1.64; 1.84 -> 1.23; 1.46,
+# 7168 1.59; 1.63 -> 1.34; 1.45, 9216 1.85; 1.97 -> 1.44; 1.70, 14336 1.72; 1.90 -> 1.57; 2.02, 28672 2.51; 2.95 -> 2.08; 2.67.
+GATED: Table = {
+    (12, 8): Line(2, 1, 6, refilled=True),
+    (12, 9): Line(2, 1, 4, column_splits=2, refilled=True),
+    (20, 7): Line(1, 1, 7, refilled=True),
+    (20, 8): Line(1, 1, 4, column_splits=2),
+    (28, 7): Line(1, 1, 5, refilled=True),
+    (28, 8): Line(1, 1, 3, column_splits=2),
+    (28, 9): Line(1, 1, 2, column_splits=4, refilled=True),
+    (28, 10): Line(1, 2, 1, column_splits=8, refilled=True),
+    (36, 7): Line(1, 1, 4, refilled=True),
+    (36, 8): Line(1, 1, 2, column_splits=2),
+    (44, 7): Line(0, 1, 4, column_splits=2, refilled=True),
+    (76, 6): Line(0, 1, 4, refilled=True),
+}
+
+
+def line_of(order: int, log2_columns: int, fusion: Fusion | None) -> Line | None:
+    """How rows of ``order * 2^log2_columns`` run; None where ``base_rows.cu`` is faster."""
+    if fusion is None:
+        table = PLAIN
+    elif fusion.prologue is not None:
+        table = GATED
+    elif code_bits(fusion) == 4:
+        table = FOUR_BITS
+    else:
+        table = EIGHT_BITS_PARTS if fusion.has_parts(order << log2_columns) else EIGHT_BITS
+    return table.get((order, log2_columns))
