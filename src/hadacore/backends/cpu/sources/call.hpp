@@ -12,7 +12,7 @@ constexpr int64_t PIECE = 1 << 15;
 // is not read before it is overwritten. Products with a base write to many places at once, where that costs twice
 // (measured: 3072 in bfloat16 3.0 -> 2.0 ms for 8 MiB).
 constexpr int64_t STREAM_BYTES = 1 << 22;
-// Sizes from which on the next transform's input is fetched while results are stored: longer rows have phases without
+// Sizes from which on the next transform's input is fetched while this one's is read: longer rows have phases without
 // reads, in which the hardware does not fetch ahead. Below, it costs more than it gives (measured: 2048 in float32 1.5
 // -> 1.9 ms, 1536 with a base 1.4 -> 1.5, 3072 2.0 -> 1.8).
 constexpr int64_t FETCHED_SIZE = 1 << 12;
@@ -145,25 +145,25 @@ template <class E> struct Call {
     // Calls body(source), body(sink) or body(source, sink) with those of a place.
     template <class Body> void with_source(const Place& place, Body body) const {
         if (signs != nullptr && !problem->signs_after) {
-            body(Source<E, true>{place.x, place.signs});
+            body(Source<E, true>{place.x, place.signs, place.next});
         } else {
-            body(Source<E, false>{place.x, nullptr});
+            body(Source<E, false>{place.x, nullptr, place.next});
         }
     }
     template <class Body> void with_sink(const Place& place, Body body) const {
         if (signs != nullptr && problem->signs_after) {
-            body(Sink<E, true, false>{place.out, place.signs, scale, place.next});
+            body(Sink<E, true, false>{place.out, place.signs, scale});
         } else if (streamed && reinterpret_cast<uintptr_t>(place.out) % VECTOR_BYTES == 0) {
-            body(Sink<E, false, true>{place.out, nullptr, scale, place.next});
+            body(Sink<E, false, true>{place.out, nullptr, scale});
         } else {
-            body(Sink<E, false, false>{place.out, nullptr, scale, place.next});
+            body(Sink<E, false, false>{place.out, nullptr, scale});
         }
     }
     template <class Body> void with_ends(const Place& place, Body body) const {
         if (signs != nullptr && !problem->signs_after) {
-            body(Source<E, true>{place.x, place.signs}, Sink<E, false, false>{place.out, nullptr, scale, place.next});
+            body(Source<E, true>{place.x, place.signs, place.next}, Sink<E, false, false>{place.out, nullptr, scale});
         } else {
-            with_sink(place, [&](const auto& to) { body(Source<E, false>{place.x, nullptr}, to); });
+            with_sink(place, [&](const auto& to) { body(Source<E, false>{place.x, nullptr, place.next}, to); });
         }
     }
 

@@ -94,6 +94,7 @@ template <class E> static void large_rows(Call<E>& call, int64_t transforms) {
     }
     for (int64_t index = 0; index < transforms && call.status == DONE; index++) {
         LargeRow<E> row = {&call, call.transform(index), memory, int64_t(1) << CHUNK_BITS, 0, false};
+        row.place.next = row.place.x + (int64_t(1) << CHUNK_BITS);  // not the next row, which would not stay in a cache for so long
         if (!needs_memory) row.work = reinterpret_cast<R*>(row.place.out);
         parallel_for(call.size >> CHUNK_BITS, 1, problem.threads, large_chunks<E>, &row);
         int64_t left = problem.log2 - CHUNK_BITS;
