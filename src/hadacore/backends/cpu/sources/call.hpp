@@ -20,6 +20,9 @@ constexpr int64_t FETCHED_PRODUCT_SIZE = 1 << 11;
 // From this order on the table of sign_panel is worth building (measured: 12 is not, 20 is).
 constexpr int64_t SMALLEST_TABLE_ORDER = 16;
 
+// The value, and for a NaN one whose payload bfloat16 holds: others might be rounded to something else.
+template <class R> static R plain_nan(R value) { return value == value ? value : R(__builtin_nan("")); }
+
 template <class E> struct Call {
     using Memory = typename E::Memory;
     using Real = typename E::Real;
@@ -29,6 +32,7 @@ template <class E> struct Call {
     Memory* out;
     const Real* base;
     int64_t known;      // order of a base matrix that is one of known_bases.hpp, else 0
+    Real* plain_base;   // `base` where it has NaNs, owned, else null
     int64_t* patterns;  // of another base matrix of +1 and -1, see product.hpp; null for others; owned
     Real* signs;        // periodic, a piece and a block longer than a row; null without signs; owned
     Real scale;
@@ -39,7 +43,7 @@ template <class E> struct Call {
     bool streamed;  // whether to store past the caches
     bool fetched;   // whether to fetch the next transform's input
     int64_t status;
-    bool owner;  // of signs and patterns
+    bool owner;  // of what is allocated
 
     explicit Call(const Problem& problem)
         : problem(&problem),
@@ -47,9 +51,10 @@ template <class E> struct Call {
           out(static_cast<Memory*>(problem.out)),
           base(static_cast<const Real*>(problem.base)),
           known(known_order(base, problem.order)),
+          plain_base(nullptr),
           patterns(nullptr),
           signs(nullptr),
-          scale(Real(problem.scale)),
+          scale(plain_nan(Real(problem.scale))),
           size(problem.order << problem.log2),
           blocks(problem.row_length / size),
           rows(1),
@@ -73,6 +78,7 @@ template <class E> struct Call {
           out(out),
           base(whole.base),
           known(whole.known),
+          plain_base(nullptr),
           patterns(whole.patterns),
           signs(whole.signs),
           scale(whole.scale),
@@ -86,6 +92,7 @@ template <class E> struct Call {
           owner(false) {}
     ~Call() {
         if (!owner) return;
+        free(plain_base);
         free(patterns);
         free(signs);
     }
@@ -95,6 +102,14 @@ template <class E> struct Call {
     void fail() { __atomic_store_n(&status, int64_t(OUT_OF_MEMORY), __ATOMIC_RELAXED); }
 
     void lay_out_base() {
+        int64_t entries = base == nullptr || known != 0 ? 0 : problem->order * problem->order, nans = 0;
+        for (int64_t i = 0; i < entries; i++) nans += base[i] != base[i];
+        if (nans > 0) {
+            plain_base = static_cast<Real*>(malloc(size_t(entries) * sizeof(Real)));
+            if (plain_base == nullptr) return fail();
+            for (int64_t i = 0; i < entries; i++) plain_base[i] = plain_nan(base[i]);
+            base = plain_base;
+        }
         if (known != 0 || problem->order < SMALLEST_TABLE_ORDER || !has_only_signs(base, problem->order)) return;
         patterns = static_cast<int64_t*>(malloc(size_t(problem->order * groups(problem->order)) * sizeof(int64_t)));
         if (patterns == nullptr) return fail();
@@ -107,7 +122,7 @@ template <class E> struct Call {
         signs = static_cast<Real*>(malloc(size_t(all) * sizeof(Real)));
         if (signs == nullptr) return fail();
         const Real* given = static_cast<const Real*>(problem->signs);
-        for (int64_t i = 0; i < all; i++) signs[i] = i < length ? given[i] : signs[i - length];
+        for (int64_t i = 0; i < all; i++) signs[i] = i < length ? plain_nan(given[i]) : signs[i - length];
     }
 
     // What a transform reads and writes.
