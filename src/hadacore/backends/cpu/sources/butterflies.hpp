@@ -147,7 +147,8 @@ INLINE void register_blocks(int64_t bits, int64_t blocks, const From& from, cons
 // Contracts log2(RADIX) index bits of `blocks` blocks in a scratch row, those that count `distance` blocks and up. TOGETHER
 // vectors of each of the RADIX blocks are finished at once: stores past the caches want whole lines.
 template <int RADIX, int TOGETHER, class R, class To>
-INLINE void radix_pass(const R* row, int64_t blocks, int64_t distance, const To& to, int64_t pitch) {
+INLINE void radix_pass(const R* row, int64_t blocks, int64_t distance, const To& given_to, int64_t pitch) {
+    To to = given_to;  // a copy, which stays in registers
     using V = typename Work<R>::Vector;
     constexpr int lanes = Work<R>::LANES;
     for (int64_t high = 0; high < blocks; high += RADIX * distance) {

@@ -44,24 +44,27 @@ template <class R> static int64_t known_order(const R* base, int64_t order) {
     return known ? order : 0;
 }
 
-// Adds to the sums what four rows of the panel, the GROUP-th four, give.
-template <int ORDER, int GROUP, int I = 0, class V> INLINE void add_group(const V* entries, V* sums) {
+// Adds one of the eight sums of four rows of the panel, the GROUP-th four, to the results that it is part of.
+template <int ORDER, int GROUP, int ENTRY, int I = 0, class V> INLINE void add_entry(V entry, V* sums) {
     if constexpr (I < ORDER) {
         constexpr uint32_t signs = (KnownBase<ORDER>::ROWS[I] >> (4 * GROUP)) & 15;
         constexpr bool negative = signs & 1;
-        V entry = entries[(negative ? ~signs & 15 : signs) >> 1], &sum = sums[I];
-        if constexpr (GROUP == 0) {
-            sum = negative ? -entry : entry;
-        } else if constexpr (I % 2 == 0) {
-            sum = negative ? sum - entry : sum + entry;
-        } else {
-            // The same as a multiply-add, one rounding: CPUs that add and multiply in different units use both (Zen 4).
-            sum = multiply_add(entry, broadcast<V>(typename LaneOf<V>::Type(negative ? -1 : 1)), sum);
+        if constexpr ((negative ? ~signs & 15 : signs) >> 1 == ENTRY) {
+            V& sum = sums[I];
+            if constexpr (GROUP == 0) {
+                sum = negative ? -entry : entry;
+            } else if constexpr (I % 2 == 0) {
+                sum = negative ? sum - entry : sum + entry;
+            } else {
+                // The same as a multiply-add, one rounding: CPUs that add and multiply in different units use both (Zen 4).
+                sum = multiply_add(entry, broadcast<V>(typename LaneOf<V>::Type(negative ? -1 : 1)), sum);
+            }
         }
-        add_group<ORDER, GROUP, I + 1>(entries, sums);
+        add_entry<ORDER, GROUP, ENTRY, I + 1>(entry, sums);
     }
 }
 
+// One entry at a time: eight at once beside the sums of order 28 have no registers.
 template <int ORDER, int GROUP = 0, class R, class V> INLINE void known_sums(const R* rows, int64_t pitch, V* sums) {
     if constexpr (4 * GROUP < ORDER) {
         V x[4];
@@ -69,8 +72,14 @@ template <int ORDER, int GROUP = 0, class R, class V> INLINE void known_sums(con
         for (int p = 0; p < 4; p++) x[p] = load_bits<V>(rows + (4 * GROUP + p) * pitch);
         V p = x[0] + x[1], q = x[0] - x[1], r = x[2] + x[3], s = x[2] - x[3];
         // Bits 0 to 2 of an entry's number: whether x1, x2, x3 are subtracted.
-        V entries[8] = {p + r, q + r, p - s, q - s, p + s, q + s, p - r, q - r};
-        add_group<ORDER, GROUP>(entries, sums);
+        add_entry<ORDER, GROUP, 0>(p + r, sums);
+        add_entry<ORDER, GROUP, 6>(p - r, sums);
+        add_entry<ORDER, GROUP, 2>(p - s, sums);
+        add_entry<ORDER, GROUP, 4>(p + s, sums);
+        add_entry<ORDER, GROUP, 1>(q + r, sums);
+        add_entry<ORDER, GROUP, 7>(q - r, sums);
+        add_entry<ORDER, GROUP, 3>(q - s, sums);
+        add_entry<ORDER, GROUP, 5>(q + s, sums);
         known_sums<ORDER, GROUP + 1>(rows, pitch, sums);
     }
 }
@@ -88,7 +97,8 @@ template <int ORDER, class R> static __attribute__((noinline)) void known_result
 // stored before the next are computed: stores of a whole panel in a row would wait for memory (measured: 14336 in float32
 // 2.4 -> 3.2 ms).
 template <class R, class To>
-INLINE void known_panel(int64_t order, const R* rows, int64_t pitch, R* results, const To& to, int64_t o, int64_t to_pitch) {
+INLINE void known_panel(int64_t order, const R* rows, int64_t pitch, R* results, const To& given_to, int64_t o, int64_t to_pitch) {
+    To to = given_to;  // a copy, which stays in registers
     using V = typename Work<R>::Vector;
     constexpr int64_t lanes = Work<R>::LANES;
     for (int64_t c = 0; c < COLUMNS<R>; c += 2 * lanes) {
