@@ -207,6 +207,16 @@ template <class E> struct Call {
         return known != 0 ? known * COLUMNS<Real> : patterns != nullptr ? product_scratch<Real>(problem->order) : 0;
     }
 
+    // Multiplies the COLUMNS columns of a panel without gaps; the results are in `table` or in `results`, whichever is returned.
+    Real* multiply_panel(const Real* panel, Real* table, Real* results) const {
+        if (known == 0) {
+            multiply(panel, COLUMNS<Real>, table, Keep<Real>{results}, 0, COLUMNS<Real>);
+            return results;
+        }
+        for (int64_t c = 0; c < COLUMNS<Real>; c += 2 * Work<Real>::LANES) known_pair(known, panel + c, COLUMNS<Real>, table + c);
+        return table;
+    }
+
     // Multiplies COLUMNS columns by the base matrix. `table` has room for product_elements.
     template <class To> void multiply(const Real* panel, int64_t pitch, Real* table, const To& to, int64_t o, int64_t to_pitch) const {
         if (known != 0) {

@@ -112,14 +112,15 @@ template <class E> static void narrow_products(void* context, int64_t begin, int
         if (sizeof(typename E::Memory) == sizeof(R) && one_run && length == 1) {
             // Elements to compute with as they are, which are only read (12 float32: 2.4 -> 1.3 ms for 4M elements without the copy).
             source = const_cast<R*>(reinterpret_cast<const R*>(call.transform(index).x));
+            // Read in places four transforms apart, which the hardware does not fetch ahead for (12 float32: 1.36 -> 1.14 ms).
+            for (int64_t i = side * call.size; i < 2 * side * call.size; i += LINE_BYTES / int64_t(sizeof(R))) __builtin_prefetch(source + i);
         } else {
             for (int64_t g = 0; g < together; g += at_once) {
                 sub_rows(call, call.transform(index + g), at_once * call.size, run + g * call.size, length, run);
             }
         }
         exchange_sub_rows<false>(panel, source, together, order, length);
-        call.multiply(panel, COLUMNS<R>, table, Keep<R>{result}, 0, COLUMNS<R>);
-        exchange_sub_rows<true>(result, run, together, order, length);
+        exchange_sub_rows<true>(call.multiply_panel(panel, table, result), run, together, order, length);
         for (int64_t g = 0; g < together; g += at_once) {
             call.finish(run + g * call.size, call.transform(index + g), at_once * call.size);
         }
