@@ -46,7 +46,7 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef float TwoQuads __attribute__((vector_size(32)));
 constexpr int QUADS = Work<float>::LANES / 4;
 
-// Quads that are four pitches apart.
+// Quads of elements that are four pitches apart.
 template <class V = FloatVector> INLINE V gather_quads(const float* from, int64_t pitch) {
     if constexpr (sizeof(V) == sizeof(Quad)) {
         return load_bits<V>(from);
@@ -58,6 +58,14 @@ template <class V = FloatVector> INLINE V gather_quads(const float* from, int64_
             TwoQuads high = __builtin_shufflevector(load_bits<Quad>(from + 8 * pitch), load_bits<Quad>(from + 12 * pitch), 0, 1, 2, 3, 4, 5, 6, 7);
             return (V)__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         }
+    }
+}
+
+template <class E> INLINE FloatVector gather_quads_as(const typename E::Memory* from, int64_t pitch) {
+    if constexpr (sizeof(*from) == sizeof(float)) {
+        return gather_quads(from, pitch);
+    } else {
+        return E::exact(gather_runs(from, 4 * pitch));
     }
 }
 
@@ -93,25 +101,44 @@ INLINE void transpose_quads(FloatVector (&v)[4]) {
     v[3] = mix_quads<2, 3, 6, 7>(high, other_high);
 }
 
+// Elements of transforms one after the other, a multiple of LANES of them and of an order that is one of 4, to a panel.
+template <class E> static void gather_elements(float* panel, const typename E::Memory* run, int64_t together, int64_t order) {
+    for (int64_t g = 0; g < together; g += Work<float>::LANES) {
+        for (int64_t i = 0; i < order; i += 4) {
+            FloatVector v[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) v[r] = gather_quads_as<E>(run + (g + r) * order + i, order);
+            transpose_quads(v);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) store_bits(panel + (i + r) * COLUMNS<float> + g, v[r]);
+        }
+    }
+}
+
+// And back.
+static void scatter_elements(const float* panel, float* run, int64_t together, int64_t order) {
+    for (int64_t g = 0; g < together; g += Work<float>::LANES) {
+        for (int64_t i = 0; i < order; i += 4) {
+            FloatVector v[4];
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) v[r] = load_bits<FloatVector>(panel + (i + r) * COLUMNS<float> + g);
+            transpose_quads(v);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) scatter_quads(v[r], run + (g + r) * order + i, order);
+        }
+    }
+}
+
 // Between transforms one after the other and a panel in which their sub-rows of LENGTH elements stand side by side.
 template <bool BACK, int64_t LENGTH, class R> static void exchange_sub_rows_of(R* panel, R* run, int64_t together, int64_t order) {
     int64_t size = order * LENGTH, whole = 0;
     if constexpr (LENGTH == 1 && sizeof(R) == 4) {
         // Hadamard orders are multiples of 4, other bases need not be.
-        constexpr int64_t lanes = Work<float>::LANES;
-        whole = order % 4 == 0 ? together / lanes * lanes : 0;
-        for (int64_t g = 0; g < whole; g += lanes) {
-            for (int64_t i = 0; i < order; i += 4) {
-                FloatVector v[4];
-#pragma GCC unroll 4
-                for (int r = 0; r < 4; r++) v[r] = BACK ? load_bits<FloatVector>(panel + (i + r) * COLUMNS<R> + g) : gather_quads(run + (g + r) * size + i, size);
-                transpose_quads(v);
-#pragma GCC unroll 4
-                for (int r = 0; r < 4; r++) {
-                    if (BACK) scatter_quads(v[r], run + (g + r) * size + i, size);
-                    else store_bits(panel + (i + r) * COLUMNS<R> + g, v[r]);
-                }
-            }
+        whole = order % 4 == 0 ? together / Work<R>::LANES * Work<R>::LANES : 0;
+        if constexpr (BACK) {
+            scatter_elements(panel, run, whole, order);
+        } else {
+            gather_elements<Float32>(panel, run, whole, order);
         }
     }
     for (int64_t g = whole; g < together; g++) {

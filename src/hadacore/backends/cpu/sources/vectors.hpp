@@ -198,14 +198,28 @@ INLINE Bits16 narrow(Bits32 bits) {
 #endif
 }
 
+// Runs of four elements that begin `step` apart, as many as a vector has.
+INLINE Bits16 gather_runs(const uint16_t* from, int64_t step) {
+    typedef uint64_t Runs __attribute__((vector_size(VECTOR_BYTES / 2)));
+    uint64_t run[VECTOR_BYTES / 16];
+#pragma GCC unroll 4
+    for (int r = 0; r < VECTOR_BYTES / 16; r++) __builtin_memcpy(&run[r], from + r * step, sizeof(run[r]));
+#if defined(__AVX512F__)
+    return (Bits16)Runs{run[0], run[1], run[2], run[3]};
+#elif defined(__AVX2__)
+    return (Bits16)Runs{run[0], run[1]};
+#else
+    return (Bits16)Runs{run[0]};
+#endif
+}
+
 struct BFloat16 {
     using Memory = uint16_t;
     using Real = float;
     using V = FloatVector;
     static constexpr bool HAS_PAIRS = PAIRS_OF_HALVES;
-    MEMBER static FloatVector load(const uint16_t* from) {
-        return (FloatVector)(widen(load_bits<Bits16>(from)) << 16);
-    }
+    MEMBER static FloatVector exact(Bits16 bits) { return (FloatVector)(widen(bits) << 16); }
+    MEMBER static FloatVector load(const uint16_t* from) { return exact(load_bits<Bits16>(from)); }
     // A NaN is cut off, not rounded, lest it become something else; it is quiet, being the result of a product, so its
     // upper half says that it is one. The instruction vcvtneps2bf16 is no use: it treats subnormals as zero.
     MEMBER static Bits16 round(FloatVector v) {
@@ -248,30 +262,24 @@ struct Float16 {
     template <bool STREAMED> MEMBER static void store_pair(uint16_t* to, FloatVector v, FloatVector w) {
         store_halves<STREAMED>(to, _mm512_inserti64x4(_mm512_castsi256_si512((__m256i)round(v)), (__m256i)round(w), 1));
     }
-    MEMBER static FloatVector load(const uint16_t* from) {
-        return (FloatVector)_mm512_cvtph_ps(load_bits<__m256i>(from));
-    }
+    MEMBER static FloatVector exact(Bits16 bits) { return (FloatVector)_mm512_cvtph_ps((__m256i)bits); }
     MEMBER static Bits16 round(FloatVector v) {
         return (Bits16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
 #elif defined(__AVX2__)
-    MEMBER static FloatVector load(const uint16_t* from) {
-        return (FloatVector)_mm256_cvtph_ps(load_bits<__m128i>(from));
-    }
+    MEMBER static FloatVector exact(Bits16 bits) { return (FloatVector)_mm256_cvtph_ps((__m128i)bits); }
     MEMBER static Bits16 round(FloatVector v) {
         return (Bits16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
 #elif defined(__ARM_NEON)
-    MEMBER static FloatVector load(const uint16_t* from) {
-        return (FloatVector)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
-    }
+    MEMBER static FloatVector exact(Bits16 bits) { return (FloatVector)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)bits)); }
     MEMBER static Bits16 round(FloatVector v) {
         return (Bits16)vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v));
     }
 #else
     typedef int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
-    MEMBER static FloatVector load(const uint16_t* from) {
-        Bits32 half = widen(load_bits<Bits16>(from));
+    MEMBER static FloatVector exact(Bits16 bits) {
+        Bits32 half = widen(bits);
         Bits32 sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
         Bits32 normal = (magnitude << 13) + (112u << 23);
         Bits32 special = (magnitude << 13) | (255u << 23);
@@ -294,6 +302,7 @@ struct Float16 {
         return narrow(value | sign);
     }
 #endif
+    MEMBER static FloatVector load(const uint16_t* from) { return exact(load_bits<Bits16>(from)); }
     MEMBER static void store(uint16_t* to, FloatVector v) { store_bits(to, round(v)); }
     MEMBER static void stream(uint16_t* to, FloatVector v) { stream_half(to, round(v)); }
 };
