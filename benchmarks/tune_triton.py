@@ -3,8 +3,10 @@
     python benchmarks/tune_triton.py --table-only --out DIR
     python benchmarks/tune_triton.py --out DIR
     python benchmarks/tune_triton.py --measured triton-candidates.csv --seconds 90 --out DIR
+    python benchmarks/tune_triton.py --sizes 28672 --fields fused,inner --seconds 90 --out DIR
 
-The first line times the table alone, in half a minute; the last one what an earlier run has no times of.
+The first line times the table alone, in half a minute; the third what an earlier run has no times of, the last one candidates
+with one of these fields of a configuration at another value than its default.
 
 First several processes compile each candidate and check it: against the float64 transform, a row with NaN beside others, and
 the same bits for one row as for many. Then one process times, cold, those that are right: the table's configurations
@@ -87,6 +89,19 @@ def identity(dtype: str, size: int | str, configuration: dict[str, Any]) -> tupl
     """What makes two candidates the same; a field that an earlier run did not have is at its default."""
     fields = Configuration.__dataclass_fields__.values()
     return (dtype, str(size), *(str(configuration.get(field.name, field.default)) for field in fields))
+
+
+def sets_a_field(configuration: dict[str, Any], names: list[str]) -> bool:
+    """Whether one of these fields is not at its default.
+
+    Raises:
+        ValueError: A configuration has no such field.
+    """
+    fields = Configuration.__dataclass_fields__
+    unknown = sorted(set(names) - set(fields))
+    if unknown:
+        raise ValueError(f"fields must be those of a configuration ({', '.join(fields)}), got {', '.join(unknown)}")
+    return any(configuration[name] != fields[name].default for name in names)
 
 
 def measured_candidates(file: Path) -> set[tuple[str, ...]]:
@@ -347,6 +362,9 @@ def main() -> None:
     parser.add_argument(
         "--measured", type=Path, help="CSV of an earlier run; of its candidates only the table's are timed again"
     )
+    parser.add_argument(
+        "--fields", default="", help="comma-separated fields; beside the table's, only candidates that set one of them"
+    )
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -368,6 +386,9 @@ def main() -> None:
             for job in jobs
             if job["rank"] == 0 or identity(job["dtype"], job["size"], job["configuration"]) not in known
         ]
+    if arguments.fields:
+        names = arguments.fields.split(",")
+        jobs = [job for job in jobs if sets_a_field(job["configuration"], names) or job["rank"] == 0]
     # The table's first, then each size in turn, in case time runs out; the largest first, as they take longest to compile.
     jobs.sort(key=lambda job: (job["rank"], -job["size"]))
     check_all(jobs, arguments.checkers, start + 0.55 * arguments.seconds)
