@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def _shapes(size: int, dtype: torch.dtype) -> list[Configuration]:
     shapes: dict[Any, Configuration] = {}
     for c in base_candidates(found.base_order, found.log2, product, shared_bytes=SHARED):
         assert c.size == size and (c.kernel == "sums" or c.rows * c.columns >= 16)
-        shapes.setdefault((c.kernel, c.product, c.order, c.block, c.held, c.parts, c.columns, min(c.rows, 2)), c)
+        shapes.setdefault(
+            (c.kernel, c.product, c.order, c.block, c.held, c.parts, c.columns, c.inner, min(c.rows, 2)), c
+        )
     return list(shapes.values())
 
 
@@ -131,6 +134,52 @@ def test_every_candidate_of_a_base_makes_codes(size: int, dtype: torch.dtype) ->
         expected_codes, expected_scales = reference.quantize(rotated, quantizer)
         assert torch.equal(codes, expected_codes), c
         assert torch.equal(scales.view(torch.int32), expected_scales.view(torch.int32)), c
+
+
+LOOPED = Configuration("bits", 2, 1, 16, 4, 1, 2, 260, 64, 64, DIRECT, held=5)
+TWO_PARTS_LOOPED = Configuration("bits", 1, 1, 16, 4, 1, 3, 260, 64, 64, TWO_PARTS, held=5)
+
+
+@pytest.mark.parametrize(
+    ("c", "dtype", "same"),
+    [
+        (replace(LOOPED, ahead=True), torch.bfloat16, LOOPED),
+        (replace(LOOPED, fetches=True), torch.float16, LOOPED),
+        (replace(TWO_PARTS_LOOPED, ahead=True, fused=True), torch.float32, TWO_PARTS_LOOPED),
+        (replace(TWO_PARTS_LOOPED, paired=True), torch.float32, None),
+        (Configuration("bits", 2, 1, 32, 4, 1, 2, 172, 64, 64, DIRECT, held=3, inner=16), torch.float16, None),
+        (Configuration("bits", 1, 2, 32, 4, 1, 2, 96, 64, 128, DIRECT, held=2, inner=16), torch.bfloat16, None),
+        (Configuration("panel", 2, 1, 64, 4, 1, 1, 20, 32, 32, DIRECT, inner=16, fetches=True), torch.float16, None),
+        (Configuration("panel", 2, 1, 8, 4, 1, 1, 20, 32, 32, DIRECT, fused=True), torch.float16, None),
+        (
+            Configuration("sums", 1, 1, 256, 2, 1, 1, 12, product=IEEE, fused=True, warp_bits=5),
+            torch.float32,
+            Configuration("sums", 1, 1, 256, 2, 1, 1, 12, product=IEEE),
+        ),
+    ],
+    ids=str,
+)
+def test_options_of_configurations_give_the_same_result(
+    c: Configuration, dtype: torch.dtype, same: Configuration | None
+) -> None:
+    """The same bits as without the option where nothing is added in another order."""
+    x = torch.randn(5, c.size, device=GPU).to(dtype)
+    signs = (torch.randint(0, 2, (c.size,), device=GPU) * 2 - 1).to(dtype)
+    y = torch.full_like(x, math.nan)
+    launch(c, x, y, c.size**-0.5, signs, True, base_for(x, c))
+    exact = oracle.transform(x, signs=signs, inverse=True)
+    limit = 8 if dtype == torch.float32 else tolerances.CORRECT_ROUNDING_RATIO
+    assert tolerances.relative_error(y, exact) <= limit * tolerances.rounding_error(exact, dtype)
+    if same is not None:
+        plain = torch.empty_like(x)
+        launch(same, x, plain, c.size**-0.5, signs, True, base_for(x, same))
+        assert torch.equal(plain, y)
+
+
+def test_what_needs_ptx_is_left_out_elsewhere() -> None:
+    c = replace(LOOPED, fetches=True, registers=168, ahead=True)
+    assert c.portable() == replace(LOOPED, ahead=True)
+    assert c.constants()["FETCH"] and not c.portable().constants()["FETCH"]
 
 
 def test_rows_of_any_magnitude_are_two_parts() -> None:
@@ -212,6 +261,15 @@ def test_candidates_of_an_earlier_run_are_known(tmp_path: Path) -> None:
     assert new == [2]
 
 
+def test_candidates_are_chosen_by_what_they_set() -> None:
+    tune = load_benchmark("tune_triton")
+    jobs = tune.jobs_for([13696], ["float16"])
+    chosen = [job for job in jobs if tune.sets_a_field(job["configuration"], ["ahead", "inner"])]
+    assert 0 < len(chosen) < len(jobs) and all(job["configuration"]["ahead"] for job in chosen)
+    with pytest.raises(ValueError, match=r"those of a configuration \(kernel, .*, got speed"):
+        tune.sets_a_field(jobs[0]["configuration"], ["speed"])
+
+
 def test_the_grid_is_no_larger_than_the_rows() -> None:
     c = choose(12, True)
     assert c.grid(1, 132) == (1, 1)
@@ -233,10 +291,13 @@ def test_an_old_triton_is_refused_where_it_compiles_to_a_trap(monkeypatch: pytes
 
 COMPILED = """
 import sys, torch
+from dataclasses import replace
 from hadacore.backends.triton.compiling import SHARED_BYTES, compile_for, epilogues
 from hadacore.backends.triton.configurations import DIRECT, IEEE, SYLVESTER, TWO_PARTS, Configuration, choose, choose_base
 target = sys.argv[1]
 amd = target.startswith("gfx")
+LOOPED = Configuration("bits", 2, 1, 16, 4, 1, 2, 260, 64, 64, DIRECT, held=5)
+TWO_PARTS_LOOPED = Configuration("bits", 1, 1, 16, 4, 1, 3, 260, 64, 64, TWO_PARTS, held=5)
 for c, dtype, codes in (
     (choose(1, True, amd), torch.bfloat16, False), (choose(6, True, amd), torch.float16, True),
     (choose(11, True, amd), torch.bfloat16, False), (choose(6, False, amd), torch.float32, False),
@@ -246,6 +307,9 @@ for c, dtype, codes in (
     (Configuration("panel", 2, 1, 16, 4, 1, 1, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
     (Configuration("bits", 1, 1, 64, 4, 1, 3, 172, 64, 64, DIRECT, held=3), torch.bfloat16, False),
     (Configuration("bits", 2, 1, 16, 4, 1, 2, 260, 64, 64, TWO_PARTS, held=5), torch.float32, False),
+    (replace(LOOPED, ahead=True, fetches=True), torch.float16, False),
+    (replace(TWO_PARTS_LOOPED, paired=True, fused=True), torch.float32, False),
+    (Configuration("panel", 1, 1, 64, 4, 1, 1, 20, 32, 32, DIRECT, inner=16, fetches=True), torch.float16, False),
     (choose_base(20, 8, DIRECT, amd), torch.float16, False),
     (choose(15, True, amd, SHARED_BYTES[target]), torch.float16, False),
     (choose_base(28, 10, DIRECT, amd, SHARED_BYTES[target]), torch.bfloat16, False),

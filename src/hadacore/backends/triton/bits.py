@@ -16,6 +16,7 @@ from hadacore.backends.triton.steps import (
     contract_parts,
     dot,
     dot_onto,
+    fetch_rows,
     magnitude_bits,
     panel_rows,
     row_starts,
@@ -84,23 +85,32 @@ def powers_of_rows(loaded, STEPS: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def right_operands(values, raising, PRODUCT: tl.constexpr):
+def right_operands(values, raising, PRODUCT: tl.constexpr, PAIRED: tl.constexpr):
     """What the base is multiplied by: the input, or two float16 that are within 2^-23 of its fp32.
 
-    The second float16 is subnormal, and less precise, only below 2^-25 of a row's largest element.
+    The second float16 is subnormal, and less precise, only below 2^-25 of a row's largest element. PAIRED: both are one
+    operand, neighbouring columns.
     """
     if PRODUCT == TWO_PARTS:
         values = values * raising[None, :]
         high = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        return high.to(tl.float16), (values - high).to(tl.float16)
+        if PAIRED:
+            both = tl.join(high.to(tl.float16), (values - high).to(tl.float16))
+            return (tl.reshape(both, [values.shape[0], 2 * values.shape[1]]),)
+        else:
+            return high.to(tl.float16), (values - high).to(tl.float16)
     else:
         return (values,)
 
 
 @triton.jit
-def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr):
-    """A step of K from zero; of two parts the smaller first."""
-    if PRODUCT == TWO_PARTS:
+def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr, PAIRED: tl.constexpr):
+    """A step of K from zero; of two parts the smaller first, or both by one product and then added."""
+    if PAIRED:
+        both = dot(left, operands[FIRST])
+        high, low = tl.split(tl.reshape(both, [both.shape[0], both.shape[1] // 2, 2]))
+        return high + low
+    elif PRODUCT == TWO_PARTS:
         return dot_onto(left, operands[FIRST], dot(left, operands[FIRST + 1]))
     else:
         return dot(left, operands[FIRST])
@@ -108,14 +118,13 @@ def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr):
 
 @triton.jit
 def block_of_rows(
-    base, i, zeros, operands, matrix, ORDER: tl.constexpr, M: tl.constexpr, K: tl.constexpr, K_STEPS: tl.constexpr,
-    TAIL: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr,
-    LOG2_COLUMNS: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr, DTYPE: tl.constexpr,
-    PTX: tl.constexpr,
+    words, operands, matrix, M: tl.constexpr, K: tl.constexpr, K_STEPS: tl.constexpr, TAIL: tl.constexpr,
+    ROWS: tl.constexpr, PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr,
+    LOG2_COLUMNS: tl.constexpr, INNER: tl.constexpr, LOG2_INNER: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr,
+    WARP_BITS: tl.constexpr, FUSED: tl.constexpr, PAIRED: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Rows i of the result, M of them, a part each."""
-    words = words_of_rows(base, i, zeros, ORDER, (K_STEPS * K + TAIL) // 32)
-    OPERANDS: tl.constexpr = 2 if PRODUCT == TWO_PARTS else 1
+    """M rows of the result, of whose rows of the base are the words, a part each."""
+    OPERANDS: tl.constexpr = 2 if PRODUCT == TWO_PARTS and not PAIRED else 1
     OF_PART: tl.constexpr = (K_STEPS + (TAIL > 0)) * OPERANDS
     lefts = ()
     for step in tl.static_range(K_STEPS):
@@ -124,13 +133,16 @@ def block_of_rows(
         lefts = lefts + (base_of_words(words, K_STEPS * (K // 32), TAIL, DTYPE, PTX),)
     parts = ()
     for p in tl.static_range(PARTS):
-        total = step_of_base(lefts[0], operands, p * OF_PART, PRODUCT)
+        total = step_of_base(lefts[0], operands, p * OF_PART, PRODUCT, PAIRED)
         for step in tl.static_range(1, OF_PART // OPERANDS):
-            if OPERANDS > 1:  # Tensor Cores cut off what they add to an accumulator, an addition rounds
-                total += step_of_base(lefts[step], operands, p * OF_PART + step * OPERANDS, PRODUCT)
+            if PRODUCT == TWO_PARTS:  # Tensor Cores cut off what they add to an accumulator, an addition rounds
+                total += step_of_base(lefts[step], operands, p * OF_PART + step * OPERANDS, PRODUCT, PAIRED)
             else:
                 total = dot_onto(lefts[step], operands[p * OF_PART + step], total)
-        parts = parts + (contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, True, WARP_BITS),)
+        total = contract_columns(
+            total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, INNER, LOG2_INNER, SPLIT, True, WARP_BITS, FUSED
+        )
+        parts = parts + (total,)
     return contract_parts(parts, LOG2_PARTS)
 
 
@@ -151,16 +163,19 @@ def bits(
     ORDER: tl.constexpr, M: tl.constexpr, M_BLOCKS: tl.constexpr,
     K: tl.constexpr, K_STEPS: tl.constexpr, TAIL: tl.constexpr, LOOP: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr, LOG2_COLUMNS: tl.constexpr,
-    PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr, PTX: tl.constexpr,
+    INNER: tl.constexpr, LOG2_INNER: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr,
+    FUSED: tl.constexpr, PAIRED: tl.constexpr, PTX: tl.constexpr, AHEAD: tl.constexpr, FETCH: tl.constexpr,
     SIGNS: tl.constexpr, STRIDED: tl.constexpr, EPILOGUE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows of ORDER * PARTS * COLUMNS elements, ROWS side by side, in M_BLOCKS blocks of M result rows, one after another.
 
-    LOOP: the blocks are a loop, so that no program has all of a row at a time.
+    LOOP: the blocks are a loop, so that no program has all of a row at a time. AHEAD: with the words of the next block on their
+    way. FETCH: with the next rows on their way from memory to the second level.
     """
     STRIDE: tl.constexpr = PARTS * COLUMNS
     SIZE: tl.constexpr = ORDER * STRIDE
     N: tl.constexpr = ROWS * COLUMNS
+    WORDS: tl.constexpr = (K_STEPS * K + TAIL) // 32
     DTYPE: tl.constexpr = tl.float16 if PRODUCT == TWO_PARTS else x.dtype.element_ty
     i = tl.arange(0, M)
     column = tl.arange(0, N)
@@ -168,7 +183,7 @@ def bits(
     j = column % COLUMNS
     matrix = None
     if SPLIT:
-        matrix = sylvester(COLUMNS, tl.bfloat16)
+        matrix = sylvester(INNER, tl.bfloat16)
     zeros = zeros_of_rows(M, K)
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), tl.num_programs(0), num_stages=STAGES):
         first = tile * ROWS
@@ -191,17 +206,26 @@ def bits(
                     x, signs, x_starts, sign_starts, inside, k, p * COLUMNS + j, ORDER, STRIDE, SIGNS, False
                 )
                 loaded = loaded + (values,)
+        if FETCH:
+            fetch_rows(x, first + tl.num_programs(0) * ROWS, rows, inner_rows, x_outer, x_inner, SIZE, STRIDED, ROWS)
         raising, lowering = None, None
         if PRODUCT == TWO_PARTS:
             raising, lowering = powers_of_rows(loaded, K_STEPS, TAIL > 0, ROWS, COLUMNS)
         operands = ()
         for step in tl.static_range(PARTS * (K_STEPS + (TAIL > 0))):
-            operands = operands + right_operands(loaded[step], raising, PRODUCT)
+            operands = operands + right_operands(loaded[step], raising, PRODUCT, PAIRED)
         if LOOP:
+            if AHEAD:
+                next_words = words_of_rows(base, i, zeros, ORDER, WORDS)
             for b in tl.range(M_BLOCKS, num_stages=1):
+                if AHEAD:
+                    words = next_words
+                    next_words = words_of_rows(base, (b + 1) * M + i, zeros, ORDER, WORDS)
+                else:
+                    words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
-                    base, b * M + i, zeros, operands, matrix, ORDER, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS,
-                    LOG2_COLUMNS, PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
+                    words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS, INNER,
+                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, PAIRED, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):
@@ -211,9 +235,10 @@ def bits(
         else:
             results = ()
             for b in tl.static_range(M_BLOCKS):
+                words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
-                    base, b * M + i, zeros, operands, matrix, ORDER, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS,
-                    LOG2_COLUMNS, PRODUCT, SPLIT, WARP_BITS, DTYPE, PTX,
+                    words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS, INNER,
+                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, PAIRED, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):

@@ -102,6 +102,8 @@ def _base_space(mine: Configuration) -> Iterator[Configuration]:
             break
         if sixteen_bit and 32 < order <= 128:
             yield from _whole_panels(order, rest)
+        if sixteen_bit and 64 < order <= 128 and rest == 256:
+            yield from _two_blocks_of_bits(order, rest)
     if mine.order > 128:
         yield from _bits(mine.order, all_columns, mine.product)
 
@@ -122,10 +124,13 @@ def _sums(order: int, all_columns: int, sixteen_bit: bool) -> Iterator[Configura
             bits = all_columns.bit_length() - 1 if warps == 1 else VECTOR_AND_LANES
             for stages, programs in ((1, max(1, 64 // warps)), (2, max(1, 8 // warps))):
                 if stages == 1 or all_columns >= 256:
-                    yield Configuration(
+                    found = Configuration(
                         "sums", part // all_columns, 1, all_columns, warps, stages, programs, order,
                         product=IEEE, warp_bits=bits,
                     )  # fmt: skip
+                    yield from (found, replace(found, fused=True))
+                    if warps > 1:  # bits 5 and 6 in the same trips through shared memory as those above
+                        yield replace(found, fused=True, warp_bits=5)
 
 
 def _whole_panels(order: int, rest: int) -> Iterator[Configuration]:
@@ -147,6 +152,48 @@ def _whole_panels(order: int, rest: int) -> Iterator[Configuration]:
             yield Configuration(
                 "panel", in_n, parts, columns, warps, stages, warps_at_once // warps, order, block, block, DIRECT
             )
+
+    if block * rest == 128 * 32 * warps and rest % 128 == 0:  # 128 registers of results
+        for inner, fetches in ((32, True), (64, True), (16, True), (32, False)):
+            yield Configuration(
+                "panel", 1, rest // 128, 128, warps, 2, 8 // warps, order, block, block, DIRECT, inner=inner, fetches=fetches
+            )  # fmt: skip
+    if block * rest == 1024:  # programs that registers or shared memory would allow, were they a few less
+        for in_n, stages, programs, fetches in (
+            (2, 3, 7, False), (2, 3, 7, True), (2, 3, 8, True), (2, 4, 7, True), (4, 3, 5, True), (4, 2, 6, True),
+        ):  # fmt: skip
+            registers = 65536 // (128 * programs) // 8 * 8
+            yield Configuration(
+                "panel", in_n, 1, rest, 4, stages, programs, order, 64, 64, DIRECT, registers=registers, fetches=fetches
+            )  # fmt: skip
+        yield Configuration("panel", 2, 1, rest, 4, 3, 6, order, 64, 64, DIRECT, fetches=True)
+
+
+def _two_blocks_of_bits(order: int, rest: int) -> Iterator[Configuration]:
+    """A base of two blocks as bits with 256 columns: all of a row's results are never in registers, so two programs fit."""
+    for inner, programs in ((32, 2), (64, 2), (16, 2), (32, 128)):
+        yield Configuration(
+            "bits", 1, rest // 128, 128, 4, 1, programs, order, 64, 128, DIRECT, held=2, fetches=programs == 2, inner=inner
+        )  # fmt: skip
+
+
+def _looped_bits(found: Configuration) -> Iterator[Configuration]:
+    """A loop over blocks of bits with what it reads next on its way, in the registers with which all programs fit."""
+    registers = 65536 // (128 * found.programs) // 8 * 8
+    if found.product == TWO_PARTS:
+        found = replace(found, fused=True)
+        yield found
+        for step in (64, 128):
+            yield replace(found, step=step, paired=True)
+    elif (
+        found.rows > 1
+    ):  # by two groups of four warps, whose blocks are as many rows more; at least the columns of two rows
+        in_eight = replace(found, warps=8, block=128, held=-(-found.order // 128), programs=2, registers=128)
+        yield from (in_eight, replace(in_eight, fetches=True))
+        yield replace(in_eight, rows=2 * found.rows, step=128, programs=1, registers=0, fetches=True)
+    for ahead, fetches in ((True, False), (False, True), (True, True)):
+        if not ahead or registers >= 128:
+            yield replace(found, ahead=ahead, fetches=fetches, registers=registers)
 
 
 def _bits(order: int, rest: int, product: int) -> Iterator[Configuration]:
@@ -172,5 +219,7 @@ def _bits(order: int, rest: int, product: int) -> Iterator[Configuration]:
             if programs * in_shared <= _SHARED_BYTES_OF_MULTIPROCESSOR:
                 found = bits_panel(order, parts, columns, rows, step, programs, operands)
                 yield found
+                if found.loops and programs > 2 and step == (64 if sixteen_bit else 128):
+                    yield from _looped_bits(found)
                 if not found.loops and sixteen_bit and step == 64 and programs * in_shared <= 131072:
                     yield replace(found, stages=2)

@@ -137,12 +137,15 @@ def compile_for(
 
     if signs != NO_SIGNS:
         configuration = configuration.beside_signs()
+    nvidia = TARGETS[target][0] == "cuda"
+    if not nvidia:
+        configuration = configuration.portable()
     kernel = getattr(kernels, configuration.kernel)
     constants = {**configuration.constants(), "SIGNS": signs, "STRIDED": strided, "EPILOGUE": epilogue}
     if configuration.kernel == "panel":
         constants["base_column_stride"] = 1
     if configuration.kernel == "bits":
-        constants["PTX"] = TARGETS[target][0] == "cuda"
+        constants["PTX"] = nvidia
     types = _signature(configuration, dtype, epilogue)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     aligned = {
@@ -152,10 +155,10 @@ def compile_for(
     }
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, aligned)
     options: dict[str, Any] = {"num_warps": configuration.warps, "enable_fp_fusion": False}
-    if configuration.registers and TARGETS[target][0] == "cuda":
+    if configuration.registers:
         options["maxnreg"] = configuration.registers
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
-    read = _read_nvidia if TARGETS[target][0] == "cuda" else _read_amd
+    read = _read_nvidia if nvidia else _read_amd
     return Compiled(*read(compiled.asm), compiled.metadata.shared)
 
 

@@ -63,6 +63,12 @@ class Configuration:
         product: SYLVESTER, DIRECT, THREE_PARTS, IEEE or TWO_PARTS; of ``sums`` SYLVESTER, or IEEE for additions alone.
         warp_bits: Index bits that a warp holds, whose butterflies are shuffles; those above go through shared memory.
         registers: Of a thread on NVIDIA GPUs, at most; 0 is as the compiler likes.
+        ahead: Whether the loop over blocks of ``bits`` has the words of the next block on their way while it computes one.
+        fetches: Whether rows are asked for before they are loaded, on NVIDIA GPUs: by ``panel`` the first, before the base is
+            loaded, by ``bits`` the next, while these are computed.
+        fused: Whether additions of values a shuffle apart are multiply-adds by 1 and -1.
+        inner: Columns of the second product, 0 for all; bits of the columns above are additions in registers.
+        paired: Whether both parts of TWO_PARTS are one operand, as many columns again.
     """
 
     kernel: str
@@ -79,6 +85,11 @@ class Configuration:
     warp_bits: int = VECTOR_AND_LANES
     held: int = 1
     registers: int = 0
+    ahead: bool = False
+    fetches: bool = False
+    fused: bool = False
+    inner: int = 0
+    paired: bool = False
 
     @property
     def size(self) -> int:
@@ -117,6 +128,10 @@ class Configuration:
         large = (self.block >= 128 and elements >= 32768) or (self.stages > 2 and elements >= 8192)
         return replace(self, stages=max(1, self.stages - 1)) if large else self
 
+    def portable(self) -> Configuration:
+        """The configuration where there is no PTX."""
+        return replace(self, registers=0, fetches=False)
+
     def grid(self, rows: int, multiprocessors: int) -> tuple[int, int]:
         """Programs to launch for ``rows`` rows."""
         return max(1, min(-(-rows // self.rows), self.programs * multiprocessors)), self.blocks
@@ -143,6 +158,7 @@ class Configuration:
                 "COLUMNS": self.columns,
                 "LOG2_COLUMNS": log2_columns,
                 "EXACT": self.product == SYLVESTER,
+                "FUSED": self.fused,
                 "WARP_BITS": self.warp_bits,
                 "STAGES": self.stages,
             }
@@ -156,6 +172,13 @@ class Configuration:
         if self.kernel == "short_rows":
             return shared
         split = self.product in (SYLVESTER, DIRECT) and self.columns >= SMALLEST_PRODUCT
+        inner = self.inner or self.columns
+        shared |= {
+            "INNER": inner,
+            "LOG2_INNER": inner.bit_length() - 1,
+            "FETCH": self.fetches,
+            "FUSED": self.fused,
+        }
         if self.kernel == "bits":
             steps, rest = divmod(self.order, self.step)
             tail = max(32, power_above(rest)) if rest else 0
@@ -169,6 +192,8 @@ class Configuration:
                 "K_STEPS": steps + whole,
                 "TAIL": 0 if whole else tail,
                 "LOOP": self.loops,
+                "AHEAD": self.ahead,
+                "PAIRED": self.paired,
                 "LOG2_COLUMNS": log2_columns,
                 "PRODUCT": self.product,
                 "WARP_BITS": self.warp_bits,

@@ -29,6 +29,7 @@ from hadacore.backends.triton.steps import (
     contract_parts,
     dot,
     encode,
+    fetch_rows,
     magnitude_bits,
     pair_up,
     panel_rows,
@@ -97,13 +98,15 @@ def panel(
     ORDER: tl.constexpr, BASE_ORDER: tl.constexpr, M: tl.constexpr, M_BLOCKS: tl.constexpr,
     K: tl.constexpr, K_STEPS: tl.constexpr, KEPT: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr, LOG2_COLUMNS: tl.constexpr,
-    PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr,
+    INNER: tl.constexpr, LOG2_INNER: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr,
+    FUSED: tl.constexpr, FETCH: tl.constexpr,
     SIGNS: tl.constexpr, STRIDED: tl.constexpr, EPILOGUE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows of ORDER * PARTS * COLUMNS elements, ROWS side by side.
 
     program_id(1) is M_BLOCKS blocks of M result rows of the base. KEPT: the base stays in shared memory, else each step of K
-    reads it again. It is zero from ORDER to BASE_ORDER.
+    reads it again. It is zero from ORDER to BASE_ORDER. FETCH: the first rows are on their way from memory to the second level
+    while the base is loaded.
     """
     STRIDE: tl.constexpr = PARTS * COLUMNS
     SIZE: tl.constexpr = ORDER * STRIDE
@@ -113,9 +116,12 @@ def panel(
     column = tl.arange(0, N)
     r = (column // COLUMNS).to(tl.int64)
     j = column % COLUMNS
+    if FETCH:
+        first = tl.program_id(0) * ROWS
+        fetch_rows(x, first, rows, inner_rows, x_outer, x_inner, SIZE, STRIDED, ROWS)
     matrix = None
     if SPLIT:
-        matrix = sylvester(COLUMNS, tl.bfloat16)
+        matrix = sylvester(INNER, tl.bfloat16)
     if KEPT:
         lefts = ()
         if PRODUCT == SYLVESTER:
@@ -154,7 +160,9 @@ def panel(
                     total = product(lefts[b * K_STEPS], rights[0], PRODUCT)
                     for step in tl.static_range(1, K_STEPS):
                         total = add_product(total, lefts[b * K_STEPS + step], rights[step], PRODUCT)
-                    total = contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, KEPT, WARP_BITS)
+                    total = contract_columns(
+                        total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, INNER, LOG2_INNER, SPLIT, KEPT, WARP_BITS, FUSED
+                    )
                     totals = totals + (total,)
             else:
                 total = tl.zeros([M, N], tl.float32)
@@ -165,7 +173,9 @@ def panel(
                     )
                     left = base_block(base, i, steps, base_row_stride, base_column_stride, BASE_ORDER)
                     total = add_product(total, left, right, PRODUCT)
-                total = contract_columns(total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, SPLIT, KEPT, WARP_BITS)
+                total = contract_columns(
+                    total, matrix, M, ROWS, COLUMNS, LOG2_COLUMNS, INNER, LOG2_INNER, SPLIT, KEPT, WARP_BITS, FUSED
+                )
                 totals = totals + (total,)
         results = ()
         for b in tl.static_range(M_BLOCKS):
@@ -248,7 +258,8 @@ def sums(
     x, out, signs, scales, rows, scale, inner_rows, x_outer, x_inner, out_outer, out_inner, sign_rows, amax_factor,
     ORDER: tl.constexpr, BASE: tl.constexpr, ROWS: tl.constexpr, UPPER: tl.constexpr, COLUMNS: tl.constexpr,
     LOG2_COLUMNS: tl.constexpr, LOG2_UPPER: tl.constexpr, LOG2_ROWS: tl.constexpr, EXACT: tl.constexpr,
-    WARP_BITS: tl.constexpr, SIGNS: tl.constexpr, STRIDED: tl.constexpr, EPILOGUE: tl.constexpr, STAGES: tl.constexpr,
+    WARP_BITS: tl.constexpr, FUSED: tl.constexpr,
+    SIGNS: tl.constexpr, STRIDED: tl.constexpr, EPILOGUE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows of ORDER * UPPER * COLUMNS elements, ROWS at a time: each of ORDER parts by itself, then the base as sums of parts.
 
@@ -287,7 +298,7 @@ def sums(
             for i in tl.static_range(0, ORDER, 4):
                 even = tl.join(loaded[i].to(tl.float32), loaded[i + 2].to(tl.float32))
                 odd = tl.join(loaded[i + 1].to(tl.float32), loaded[i + 3].to(tl.float32))
-                four = contract_bits(tl.join(even, odd), 4 * M * COLUMNS, 2, 2 + LOG2_COLUMNS, 2 + WARP_BITS)
+                four = contract_bits(tl.join(even, odd), 4 * M * COLUMNS, 2, 2 + LOG2_COLUMNS, 2 + WARP_BITS, FUSED)
                 even, odd = tl.split(tl.reshape(four, [M, COLUMNS, 2, 2]))
                 first_part, third = tl.split(even)
                 second, fourth = tl.split(odd)

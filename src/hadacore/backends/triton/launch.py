@@ -141,6 +141,9 @@ def launch(
 
     if signs is not None:
         configuration = configuration.beside_signs()
+    nvidia = x.device.type == "cuda" and torch.version.hip is None
+    if not nvidia:
+        configuration = configuration.portable()
     rows = x.numel() // configuration.size
     placement = NO_SIGNS if signs is None else SIGNS_AFTER if inverse else SIGNS_BEFORE
     where = strides or RowStrides(1, 0, 0, 0, 0)
@@ -169,8 +172,8 @@ def launch(
     elif configuration.kernel == "bits":
         assert base is not None
         arguments["base"] = base[int(inverse)]
-        arguments["PTX"] = x.device.type == "cuda" and torch.version.hip is None
-    if configuration.registers and x.device.type == "cuda" and torch.version.hip is None:
+        arguments["PTX"] = nvidia
+    if configuration.registers:
         arguments["maxnreg"] = configuration.registers
     kernel = getattr(kernels, configuration.kernel)
     grid = configuration.grid(rows, multiprocessors(x.device))

@@ -105,18 +105,27 @@ def exchanged(pairs):
 
 
 @triton.jit
-def contract_bits(values, ELEMENTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, WARP_BITS: tl.constexpr):
+def contract_bits(
+    values, ELEMENTS: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr, WARP_BITS: tl.constexpr,
+    FUSED: tl.constexpr = False,
+):  # fmt: skip
     """Contract index bits FIRST to END - 1 of fp32 ``values``, lowest first; the result is flat.
 
     The lowest WARP_BITS bits lie in registers and lanes of one warp: there the other of a pair comes by an exclusive or over
     the pair, which is one shuffle or none. Higher ones are split off, which moves the warps' bits to registers.
+
+    FUSED: a shuffled pair is added by a multiplication with 1 or -1, exact, one instruction in place of a sum, a difference and
+    a choice.
     """
     for bit in tl.static_range(FIRST, END):
         pairs = tl.reshape(values, [ELEMENTS >> (bit + 1), 2, 1 << bit])
         if bit < WARP_BITS:
             other = exchanged(pairs)
             upper = (tl.arange(0, 2) == 1)[None, :, None]
-            values = tl.where(upper, other - pairs, other + pairs)
+            if FUSED:
+                values = tl.fma(pairs, tl.broadcast_to(tl.where(upper, -1.0, 1.0), pairs.shape), other)
+            else:
+                values = tl.where(upper, other - pairs, other + pairs)
         else:
             low, high = tl.split(tl.permute(pairs, (0, 2, 1)))
             values = tl.permute(tl.join(low + high, low - high), (0, 2, 1))
@@ -144,6 +153,23 @@ def row_starts(row, inner_rows, outer, inner, SIZE: tl.constexpr, STRIDED: tl.co
         return (row // inner_rows) * outer + (row % inner_rows) * inner
     else:
         return row * SIZE
+
+
+@triton.jit
+def fetch_rows(
+    x, first, rows, inner_rows, x_outer, x_inner, SIZE: tl.constexpr, STRIDED: tl.constexpr, ROWS: tl.constexpr
+):
+    """Ask for ROWS rows from ``first`` on, of those that there are, to be brought into the second level; PTX."""
+    LINE: tl.constexpr = 1024 // x.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+    LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(SIZE, LINE))
+    row = first + tl.arange(0, ROWS).to(tl.int64)
+    starts = row_starts(row, inner_rows, x_outer, x_inner, SIZE, STRIDED)
+    line = tl.arange(0, LINES) * LINE
+    wanted = (row < rows)[:, None] & (line < SIZE)[None, :]
+    tl.inline_asm_elementwise(
+        "{ .reg .pred wanted; setp.ne.b32 wanted, $2, 0; @wanted prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r", [x + starts[:, None] + line[None, :], wanted.to(tl.int32)], tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -269,21 +295,29 @@ def panel_rows(
 @triton.jit
 def contract_columns(
     total, matrix, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LOG2_COLUMNS: tl.constexpr,
-    SPLIT: tl.constexpr, BY_INTEGERS: tl.constexpr, WARP_BITS: tl.constexpr,
+    INNER: tl.constexpr, LOG2_INNER: tl.constexpr, SPLIT: tl.constexpr, BY_INTEGERS: tl.constexpr, WARP_BITS: tl.constexpr,
+    FUSED: tl.constexpr,
 ):  # fmt: skip
-    """Contract the columns of fp32 ``(M, ROWS * COLUMNS)``: bfloat16 high and low times H_COLUMNS, or butterflies."""
+    """Contract the columns of fp32 ``(M, ROWS * COLUMNS)``: bfloat16 high and low times H_INNER, or butterflies.
+
+    Bits above INNER, which lie in a lane's registers, are butterflies.
+    """
     if SPLIT:
-        # Rows side by side in N go to M, which moves nothing between the warps of a block of 64 or more result rows.
-        if ROWS > 1:
-            total = tl.permute(tl.reshape(total, [M, ROWS, COLUMNS]), (1, 0, 2))
-            total = tl.reshape(total, [ROWS * M, COLUMNS])
+        GROUPS: tl.constexpr = ROWS * COLUMNS // INNER
+        # What is side by side in N goes to M, which moves nothing between the warps of a block of 64 or more result rows.
+        if GROUPS > 1:
+            total = tl.permute(tl.reshape(total, [M, GROUPS, INNER]), (1, 0, 2))
+            total = tl.reshape(total, [GROUPS * M, INNER])
         high, rest = split_bfloat16(total, BY_INTEGERS)
         total = dot_onto(to_bfloat16(rest), matrix, dot(high, matrix))
-        if ROWS > 1:
-            total = tl.permute(tl.reshape(total, [ROWS, M, COLUMNS]), (1, 0, 2))
+        if GROUPS > 1:
+            total = tl.permute(tl.reshape(total, [GROUPS, M, INNER]), (1, 0, 2))
+            total = tl.reshape(total, [M, ROWS * COLUMNS])
+        if INNER < COLUMNS:
+            total = contract_bits(total, M * ROWS * COLUMNS, LOG2_INNER, LOG2_COLUMNS, LOG2_COLUMNS)
             total = tl.reshape(total, [M, ROWS * COLUMNS])
     elif LOG2_COLUMNS > 0:
-        total = contract_bits(total, M * ROWS * COLUMNS, 0, LOG2_COLUMNS, WARP_BITS)
+        total = contract_bits(total, M * ROWS * COLUMNS, 0, LOG2_COLUMNS, WARP_BITS, FUSED)
         total = tl.reshape(total, [M, ROWS * COLUMNS])
     return total
 
