@@ -218,7 +218,10 @@ class Configuration:
         shape = f"{self.rows} x ({self.order} x {self.parts} x {self.columns})"
         if self.kernel in ("panel", "bits"):
             shape += f", base in {self.held} blocks of {self.block} x {self.step}"
-        return f"{self.kernel} {shape}, {self.warps} warps, {self.stages} stages, {self.programs} programs"
+        options = [name for name in ("ahead", "fetches", "fused", "paired") if getattr(self, name)]
+        options += [f"{name} {getattr(self, name)}" for name in ("inner", "registers") if getattr(self, name)]
+        launched = f"{self.warps} warps, {self.stages} stages, {self.programs} programs"
+        return ", ".join((f"{self.kernel} {shape}", launched, *options))
 
 
 def sylvester_panel(order: int, parts: int, columns: int, warps: int, stages: int, programs: int) -> Configuration:
