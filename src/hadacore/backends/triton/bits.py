@@ -85,32 +85,23 @@ def powers_of_rows(loaded, STEPS: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def right_operands(values, raising, PRODUCT: tl.constexpr, PAIRED: tl.constexpr):
+def right_operands(values, raising, PRODUCT: tl.constexpr):
     """What the base is multiplied by: the input, or two float16 that are within 2^-23 of its fp32.
 
-    The second float16 is subnormal, and less precise, only below 2^-25 of a row's largest element. PAIRED: both are one
-    operand, neighbouring columns.
+    The second float16 is subnormal, and less precise, only below 2^-25 of a row's largest element.
     """
     if PRODUCT == TWO_PARTS:
         values = values * raising[None, :]
         high = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        if PAIRED:
-            both = tl.join(high.to(tl.float16), (values - high).to(tl.float16))
-            return (tl.reshape(both, [values.shape[0], 2 * values.shape[1]]),)
-        else:
-            return high.to(tl.float16), (values - high).to(tl.float16)
+        return high.to(tl.float16), (values - high).to(tl.float16)
     else:
         return (values,)
 
 
 @triton.jit
-def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr, PAIRED: tl.constexpr):
-    """A step of K from zero; of two parts the smaller first, or both by one product and then added."""
-    if PAIRED:
-        both = dot(left, operands[FIRST])
-        high, low = tl.split(tl.reshape(both, [both.shape[0], both.shape[1] // 2, 2]))
-        return high + low
-    elif PRODUCT == TWO_PARTS:
+def step_of_base(left, operands, FIRST: tl.constexpr, PRODUCT: tl.constexpr):
+    """A step of K from zero; of two parts the smaller first."""
+    if PRODUCT == TWO_PARTS:
         return dot_onto(left, operands[FIRST], dot(left, operands[FIRST + 1]))
     else:
         return dot(left, operands[FIRST])
@@ -121,10 +112,10 @@ def block_of_rows(
     words, operands, matrix, M: tl.constexpr, K: tl.constexpr, K_STEPS: tl.constexpr, TAIL: tl.constexpr,
     ROWS: tl.constexpr, PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr,
     LOG2_COLUMNS: tl.constexpr, INNER: tl.constexpr, LOG2_INNER: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr,
-    WARP_BITS: tl.constexpr, FUSED: tl.constexpr, PAIRED: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
+    WARP_BITS: tl.constexpr, FUSED: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """M rows of the result, of whose rows of the base are the words, a part each."""
-    OPERANDS: tl.constexpr = 2 if PRODUCT == TWO_PARTS and not PAIRED else 1
+    OPERANDS: tl.constexpr = 2 if PRODUCT == TWO_PARTS else 1
     OF_PART: tl.constexpr = (K_STEPS + (TAIL > 0)) * OPERANDS
     lefts = ()
     for step in tl.static_range(K_STEPS):
@@ -133,10 +124,10 @@ def block_of_rows(
         lefts = lefts + (base_of_words(words, K_STEPS * (K // 32), TAIL, DTYPE, PTX),)
     parts = ()
     for p in tl.static_range(PARTS):
-        total = step_of_base(lefts[0], operands, p * OF_PART, PRODUCT, PAIRED)
+        total = step_of_base(lefts[0], operands, p * OF_PART, PRODUCT)
         for step in tl.static_range(1, OF_PART // OPERANDS):
-            if PRODUCT == TWO_PARTS:  # Tensor Cores cut off what they add to an accumulator, an addition rounds
-                total += step_of_base(lefts[step], operands, p * OF_PART + step * OPERANDS, PRODUCT, PAIRED)
+            if OPERANDS > 1:  # Tensor Cores cut off what they add to an accumulator, an addition rounds
+                total += step_of_base(lefts[step], operands, p * OF_PART + step * OPERANDS, PRODUCT)
             else:
                 total = dot_onto(lefts[step], operands[p * OF_PART + step], total)
         total = contract_columns(
@@ -164,7 +155,7 @@ def bits(
     K: tl.constexpr, K_STEPS: tl.constexpr, TAIL: tl.constexpr, LOOP: tl.constexpr, ROWS: tl.constexpr,
     PARTS: tl.constexpr, LOG2_PARTS: tl.constexpr, COLUMNS: tl.constexpr, LOG2_COLUMNS: tl.constexpr,
     INNER: tl.constexpr, LOG2_INNER: tl.constexpr, PRODUCT: tl.constexpr, SPLIT: tl.constexpr, WARP_BITS: tl.constexpr,
-    FUSED: tl.constexpr, PAIRED: tl.constexpr, PTX: tl.constexpr, AHEAD: tl.constexpr, FETCH: tl.constexpr,
+    FUSED: tl.constexpr, PTX: tl.constexpr, AHEAD: tl.constexpr, FETCH: tl.constexpr,
     SIGNS: tl.constexpr, STRIDED: tl.constexpr, EPILOGUE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Rows of ORDER * PARTS * COLUMNS elements, ROWS side by side, in M_BLOCKS blocks of M result rows, one after another.
@@ -213,7 +204,7 @@ def bits(
             raising, lowering = powers_of_rows(loaded, K_STEPS, TAIL > 0, ROWS, COLUMNS)
         operands = ()
         for step in tl.static_range(PARTS * (K_STEPS + (TAIL > 0))):
-            operands = operands + right_operands(loaded[step], raising, PRODUCT, PAIRED)
+            operands = operands + right_operands(loaded[step], raising, PRODUCT)
         if LOOP:
             if AHEAD:
                 next_words = words_of_rows(base, i, zeros, ORDER, WORDS)
@@ -225,7 +216,7 @@ def bits(
                     words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
                     words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS, INNER,
-                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, PAIRED, DTYPE, PTX,
+                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):
@@ -238,7 +229,7 @@ def bits(
                 words = words_of_rows(base, b * M + i, zeros, ORDER, WORDS)
                 parts = block_of_rows(
                     words, operands, matrix, M, K, K_STEPS, TAIL, ROWS, PARTS, LOG2_PARTS, COLUMNS, LOG2_COLUMNS, INNER,
-                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, PAIRED, DTYPE, PTX,
+                    LOG2_INNER, PRODUCT, SPLIT, WARP_BITS, FUSED, DTYPE, PTX,
                 )  # fmt: skip
                 kept = inside & (b * M + i < ORDER)[:, None]
                 for p in tl.static_range(PARTS):

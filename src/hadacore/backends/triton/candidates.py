@@ -183,11 +183,7 @@ def _looped_bits(found: Configuration) -> Iterator[Configuration]:
     if found.product == TWO_PARTS:
         found = replace(found, fused=True)
         yield found
-        for step in (64, 128):
-            yield replace(found, step=step, paired=True)
-    elif (
-        found.rows > 1
-    ):  # by two groups of four warps, whose blocks are as many rows more; at least the columns of two rows
+    elif found.rows > 1:  # by two groups of four warps, whose blocks are as many rows more
         in_eight = replace(found, warps=8, block=128, held=-(-found.order // 128), programs=2, registers=128)
         yield from (in_eight, replace(in_eight, fetches=True))
         yield replace(in_eight, rows=2 * found.rows, step=128, programs=1, registers=0, fetches=True)

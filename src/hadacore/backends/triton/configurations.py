@@ -68,7 +68,6 @@ class Configuration:
             loaded, by ``bits`` the next, while these are computed.
         fused: Whether additions of values a shuffle apart are multiply-adds by 1 and -1.
         inner: Columns of the second product, 0 for all; bits of the columns above are additions in registers.
-        paired: Whether both parts of TWO_PARTS are one operand, as many columns again.
     """
 
     kernel: str
@@ -89,7 +88,6 @@ class Configuration:
     fetches: bool = False
     fused: bool = False
     inner: int = 0
-    paired: bool = False
 
     @property
     def size(self) -> int:
@@ -193,7 +191,6 @@ class Configuration:
                 "TAIL": 0 if whole else tail,
                 "LOOP": self.loops,
                 "AHEAD": self.ahead,
-                "PAIRED": self.paired,
                 "LOG2_COLUMNS": log2_columns,
                 "PRODUCT": self.product,
                 "WARP_BITS": self.warp_bits,
@@ -218,7 +215,7 @@ class Configuration:
         shape = f"{self.rows} x ({self.order} x {self.parts} x {self.columns})"
         if self.kernel in ("panel", "bits"):
             shape += f", base in {self.held} blocks of {self.block} x {self.step}"
-        options = [name for name in ("ahead", "fetches", "fused", "paired") if getattr(self, name)]
+        options = [name for name in ("ahead", "fetches", "fused") if getattr(self, name)]
         options += [f"{name} {getattr(self, name)}" for name in ("inner", "registers") if getattr(self, name)]
         launched = f"{self.warps} warps, {self.stages} stages, {self.programs} programs"
         return ", ".join((f"{self.kernel} {shape}", launched, *options))
@@ -344,7 +341,7 @@ def choose_base(
             found = _summed_float32(order, all_columns, shared_bytes, codes)
     elif order <= 128:
         if not callers:
-            found = _small_base(order, all_columns, shared_bytes)
+            found = _small_base(order, all_columns, shared_bytes, codes)
         found = found or _tile_of_256_columns(order, log2_columns, shared_bytes, callers)
     elif order <= 192 and all_columns <= PANEL_COLUMNS and shared_bytes >= _SHARED_BYTES_OF_HELD:
         found = replace(plain, block=64, step=64, held=3, warps=4, stages=1, programs=2)
@@ -361,16 +358,24 @@ def _as_bits(order: int, all_columns: int, product: int, shared_bytes: int) -> C
         return None
     if product == DIRECT:
         found = bits_panel(order, 1, all_columns, PANEL_COLUMNS // all_columns, 64, 3, DIRECT)
-        return found if found.loops else replace(found, stages=2)
+        if not found.loops:
+            return replace(found, stages=2)
+        return replace(found, ahead=True, registers=168) if all_columns == 32 else found
     if order * all_columns > _LARGEST_FLOAT32_AS_BITS:
         return None
-    return bits_panel(order, 1, all_columns, 1, 128 if order > LARGEST_FUSED_ORDER else 64, 3, TWO_PARTS)
+    if order > LARGEST_FUSED_ORDER:
+        return replace(bits_panel(order, 1, all_columns, 1, 128, 3, TWO_PARTS), ahead=True, fused=True)
+    return bits_panel(order, 1, all_columns, 1, 64, 3, TWO_PARTS)
 
 
-def _small_base(order: int, all_columns: int, shared_bytes: int) -> Configuration | None:
-    """Bits of the columns merged into a small base until its block of 64 rows is full; order 12 with fewer as sums."""
+def _small_base(order: int, all_columns: int, shared_bytes: int, codes: bool) -> Configuration | None:
+    """Bits of the columns merged into a small base until its block of 64 rows is full; order 12 with fewer as sums. 28672 as
+    two such blocks as bits, of which two programs fit."""
     if order == 12 and all_columns == 64 and shared_bytes >= _SHARED_BYTES_OF_768:
-        return Configuration("panel", 2, 1, 16, 4, 3, 6, 48, 64, 64, DIRECT)
+        found = Configuration("panel", 2, 1, 16, 4, 3, 6, 48, 64, 64, DIRECT)
+        return found if codes else replace(found, programs=7, registers=72, fetches=True)
+    if order == 28 and all_columns == 1024 and shared_bytes >= _SHARED_BYTES_FOR_BITS and not codes:
+        return Configuration("bits", 1, 2, 128, 4, 1, 2, 112, 64, 128, DIRECT, held=2, fetches=True, inner=16)
     if order == 12 and 16 <= all_columns <= PANEL_COLUMNS:
         return Configuration("sums", max(16, 512 // all_columns), 1, all_columns, 4, 2, 2, order, product=SYLVESTER)
     if 16 < order <= 32 and all_columns == 256 and shared_bytes >= _SHARED_BYTES_OF_5120:
