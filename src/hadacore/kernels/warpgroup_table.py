@@ -66,8 +66,8 @@ EIGHT_BITS: Table = {
     (28, 9): Line(1, 1, 2, column_splits=4),
     (28, 10): Line(1, 1, 2, column_splits=8, refilled=True, sharing=2),
     (36, 7): Line(0, 1, 4, column_splits=2),
-    (36, 8): Line(1, 1, 2, column_splits=2),
-    (44, 7): Line(1, 1, 3),
+    (36, 8): Line(0, 1, 3, column_splits=2, refilled=True),
+    (44, 7): Line(0, 1, 4, column_splits=2),
     (76, 6): Line(0, 1, 4),
 }
 
