@@ -14,8 +14,9 @@ constexpr int64_t PIECE = 1 << 15;
 constexpr int64_t STREAM_BYTES = 1 << 22;
 // Sizes from which on the next transform's input is fetched while this one's is read: longer rows have phases without
 // reads, in which the hardware does not fetch ahead. Below, it costs more than it gives (measured: 2048 in float32 1.5
-// -> 1.9 ms, 1536 with a base 1.4 -> 1.5, 3072 2.0 -> 1.8). Never for powers of two in float64, whose rows fill the caches
-// themselves (measured: 4096 3.4 -> 3.9 ms, 16384 3.3 -> 3.8, but with a base 14336 4.4 -> 3.1).
+// -> 1.9 ms, 1536 with a base 1.4 -> 1.5, 3072 2.0 -> 1.8). Of powers of two only 16-bit rows: wider ones and their scratch fill
+// the first level, and pass it by as fast as memory is (measured: float32 4096 1.45 -> 1.75 ms, 32768 1.67 -> 1.90, float64
+// 16384 3.3 -> 3.8, but float16 16384 1.4 -> 0.8).
 constexpr int64_t FETCHED_SIZE = 1 << 12;
 constexpr int64_t FETCHED_PRODUCT_SIZE = 1 << 11;
 // From this order on the table of sign_panel is worth building (measured: 12 is not, 20 is).
@@ -61,7 +62,7 @@ template <class E> struct Call {
           rows(1),
           dense(problem.dimensions <= 1),
           streamed(false),
-          fetched(base != nullptr ? size >= FETCHED_PRODUCT_SIZE : size >= FETCHED_SIZE && sizeof(Memory) < 8),
+          fetched(base != nullptr ? size >= FETCHED_PRODUCT_SIZE : size >= FETCHED_SIZE && sizeof(Memory) == 2),
           status(DONE),
           owner(true) {
         for (int64_t d = 0; d < problem.dimensions; d++) {
