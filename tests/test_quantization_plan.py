@@ -90,7 +90,7 @@ def test_a_base() -> None:
 def test_lines() -> None:
     text = str(plan_quantize(256, "nvfp4", stochastic=True, architecture="sm_90a"))
     assert "one E4M3 scale for 16 elements, swizzled, stochastic" in text
-    assert "float32, on sm_90a" in text
+    assert "on        sm_90a, 132 multiprocessors" in text and "predicts" not in text
     assert "one given fp32 scale" in str(plan_quantize(256, "fp8_e4m3", granularity="tensor", device="cpu"))
 
 
@@ -105,3 +105,33 @@ def test_messages() -> None:
         plan_quantize(4100, "int8", base=torch.empty(2050, 2050, device="meta"), architecture="sm_90a")
     with pytest.raises(ValueError, match=r"no Hadamard matrix of order 668"):
         plan_quantize(668, "int8")
+
+
+def test_a_fused_plan_is_of_the_kernel_that_quantizes() -> None:
+    """Its input is not widened, and its codes, prologue and blocks are those that are launched."""
+    gated = prologues.silu_mul(order="gate_up").description
+    plan = plan_quantize(14336, "fp8_e4m3", rows=4096, prologue=gated, architecture="sm_90a")
+    c = plan.transform.configuration
+    assert c is not None and c.kernel == "warpgroup_rows" and c.fusion is not None and c.fusion.prologue is not None
+    assert plan.transform.problem.element.dtype == torch.bfloat16 and plan.transform.predicted_ratio is None
+    assert "on the prologue's values as bfloat16 high + low" in str(plan) and str(c) in str(plan)
+    few = plan_quantize(14336, "fp8_e4m3", rows=1, architecture="sm_90a").transform.configuration
+    assert few is not None and few.cluster == 4 and few.fusion is not None and few.fusion.prologue is None
+    power = plan_quantize(4096, "nvfp4", architecture="sm_90a").transform.configuration
+    assert power is not None and power.kernel == "exchange_rows" and power.fusion is not None
+    base = torch.empty(5, 5, dtype=torch.float32, device="meta")
+    given = plan_quantize(320, "int8", base=base, architecture="sm_80").transform
+    assert given.configuration is not None and given.configuration.fusion is not None and given.problem.base_order == 5
+
+
+def test_a_prologue_by_pytorch_leaves_a_float32_kernel() -> None:
+    norm = prologues.rms_norm(torch.ones(640)).description
+    plan = plan_quantize(640, "mxfp8", prologue=norm, block_size=64, architecture="sm_90a")
+    assert plan.fused and plan.prologue_reason is not None
+    assert plan.transform.problem.element.dtype == torch.float32
+
+
+def test_a_composed_plan_is_of_the_transform() -> None:
+    plan = plan_quantize(640, "int8", block_size=64, architecture="sm_90a")
+    assert not plan.fused and plan.transform.configuration is not None and plan.transform.configuration.fusion is None
+    assert "transform of the fp32 values:" in str(plan) and "float32, on sm_90a" in str(plan)

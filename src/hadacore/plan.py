@@ -7,7 +7,7 @@ plain PyTorch, and ``hadacore plan N`` prints it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
+from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.passes import Passes, passes_of
 from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of, warpgroup_stages
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
@@ -108,8 +109,10 @@ class Plan:
 
     @property
     def predicted_ratio(self) -> float | None:
-        """Predicted time over that of a copy of the same bytes, for many rows; None where there is no model."""
+        """Predicted time over that of a copy of the same bytes, for many rows; None where there is no model, as with codes."""
         if self.architecture is None or self.multiprocessors == 0 or self.configuration is None:
+            return None
+        if self.configuration.fusion is not None:
             return None
         return predicted_ratio(self.multiply_adds / max(1, self.problem.rows * self.problem.size), self.configuration)
 
@@ -133,15 +136,17 @@ class Plan:
             lines.append(f"  workspace  {4 * passes.workspace_elements:,} bytes, float32")
         return lines
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
+        """The backend, or the GPU, in words."""
+        if self.architecture is None:
+            return self.backend
+        return f"{self.architecture.name}, {self.multiprocessors} multiprocessors"
+
+    def steps(self) -> list[str]:
+        """The matrix, what contracts its bits, and the kernels, a line each."""
         p = self.problem
-        where = self.backend
-        if self.architecture is not None:
-            where = f"{self.architecture.name}, {self.multiprocessors} multiprocessors"
-        lines = [
-            f"Plan for {p.rows} rows of {p.n}, {p.element.name}, on {where}",
-            f"  matrix   {p.matrix}" + (f", {p.n // p.size} blocks a row" if p.n != p.size else ""),
-        ]
+        lines = [f"  matrix   {p.matrix}" + (f", {p.n // p.size} blocks a row" if p.n != p.size else "")]
         if p.signs:
             lines.append(f"  signs    {'after' if p.inverse else 'before'} the transform, on sign bits")
         if self.passes is not None:
@@ -156,6 +161,11 @@ class Plan:
             lines.append(
                 f"  launch   {blocks} blocks of {c.threads} threads, {shared_bytes} bytes of shared memory a block"
             )
+        return lines
+
+    def __str__(self) -> str:
+        p = self.problem
+        lines = [f"Plan for {p.rows} rows of {p.n}, {p.element.name}, on {self.where}", *self.steps()]
         lines.append(f"  moves    {self.bytes_moved:,} bytes; {self.additions:,} additions in the textbook algorithm")
         if self.multiply_adds:
             lines.append(f"  products {self.multiply_adds:,} multiply-adds for the base, padding included")
@@ -262,35 +272,54 @@ def plan(
             stages = (*stages, product) if native else (product, *stages)
         return Plan(problem, "cpu", stages)
     found, processors = target
-    signs_are = signs_placement(signs, inverse)
-    if has_base:
-        if is_composed(problem.order, problem.log2_columns):
-            raise ValueError(
-                f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
-                f"block_size={problem.order << 8} and {size // (problem.order << 8)} instead"
-            )
-        chosen = choose_base(
-            element.cuda_code,
-            problem.order,
-            problem.log2_columns,
-            problem.rows,
-            found.capability,
-            processors,
-            signs_are,
-            base=base_source(element.cuda_code, None if base is None else base.dtype == torch.float32),
-            transposed=base is None and inverse and not factor(size).symmetric,
+    if has_base and is_composed(problem.order, problem.log2_columns):
+        raise ValueError(
+            f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
+            f"block_size={problem.order << 8} and {size // (problem.order << 8)} instead"
         )
-        stages = warpgroup_stages(chosen) if isinstance(chosen, WarpgroupConfiguration) else base_stages(chosen)
-        return Plan(problem, "cuda", stages, found, processors, chosen)
-    if size > 1 << MAXIMUM_LOG2_ROW:
+    if not has_base and size > 1 << MAXIMUM_LOG2_ROW:
+        signs_are = signs_placement(signs, inverse)
         passes = passes_of(
             element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size
         )
         return Plan(problem, "cuda", passes.stages(), found, processors, passes=passes)
-    configuration = choose(
-        element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, False
-    )
-    return Plan(problem, "cuda", stages_of(configuration), found, processors, configuration)
+    return _single_launch(problem, found, processors, None if base is None else base.dtype)
+
+
+def fused_plan(transform: Plan, dtype: torch.dtype, fusion: Fusion, base_dtype: torch.dtype | None) -> Plan:
+    """The plan of the one launch on a GPU that does a planned transform of ``dtype`` and what ``fusion`` says besides.
+
+    Raises:
+        LookupError: No kernel does.
+    """
+    assert transform.architecture is not None
+    problem = replace(transform.problem, element=_element(dtype))
+    return _single_launch(problem, transform.architecture, transform.multiprocessors, base_dtype, fusion)
+
+
+def _single_launch(
+    problem: Problem, architecture: Architecture, processors: int, base_dtype: torch.dtype | None, fusion: Fusion | None = None
+) -> Plan:  # fmt: skip
+    """``base_dtype``: of the caller's base, or None."""
+    code, capability = problem.element.cuda_code, architecture.capability
+    assert code is not None
+    signs = signs_placement(problem.signs, problem.inverse)
+    chosen: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
+    if problem.base_order or problem.order > 1:
+        found = None if problem.base_order else factor(problem.size)
+        chosen = choose_base(
+            code, problem.order, problem.log2_columns, problem.rows, capability, processors, signs,
+            base=base_source(code, None if base_dtype is None else base_dtype == torch.float32),
+            transposed=found is not None and problem.inverse and not found.symmetric, fusion=fusion,
+        )  # fmt: skip
+    else:
+        log2_size = problem.size.bit_length() - 1
+        chosen = choose(code, log2_size, problem.rows, capability, processors, signs, False, fusion)
+    if isinstance(chosen, WarpgroupConfiguration):
+        stages = warpgroup_stages(chosen)
+    else:
+        stages = base_stages(chosen) if isinstance(chosen, BaseConfiguration) else stages_of(chosen)
+    return Plan(problem, "cuda", stages, architecture, processors, chosen)
 
 
 def _target(

@@ -46,6 +46,13 @@ class Stage:
         return self.base_order << len(self.bits)
 
 
+def _on_what(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration) -> str:
+    """What the first product multiplies."""
+    if c.fusion is None or c.fusion.prologue is None:
+        return "on the input"
+    return "on the prologue's values" + (" as bfloat16 high + low" if c.element_code != 2 else "")
+
+
 def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
     bits = min(configuration.log2_size, TILE_LOG2)
     if configuration.element_code == 2:
@@ -56,13 +63,13 @@ def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
         groups = [(REGISTERS, range(3), "position in a 16-byte vector"), (LANES, range(3, 8), "lane bits 0 to 4")]
         return _butterflies(groups, bits)
     if bits == 8:
-        exact = "mma.m16n8k16 on the input, fp32 accumulators"
+        exact = f"mma.m16n8k16 {_on_what(configuration)}, fp32 accumulators"
         split = "mma.m16n8k16 twice, accumulators as bfloat16 high + low"
         return [
             Stage(TENSOR_CORES_EXACT, (0, 1, 3, 4), "position bits 0 1, lane bits 0 1", exact),
             Stage(TENSOR_CORES_SPLIT, (2, 5, 6, 7), "which product, lane bits 2 3 4", split),
         ]
-    data_as_a = "mma.m16n8k16 with the input as A, fp32 accumulators"
+    data_as_a = f"mma.m16n8k16 {_on_what(configuration)} as A, fp32 accumulators"
     product = Stage(TENSOR_CORES_EXACT, (0, 2, 3, 4), "position bits 0 2, lane bits 0 1", data_as_a)
     groups = [(REGISTERS, range(1, 2), "accumulator half"), (LANES, range(5, 8), "lane bits 2 to 4")]
     return [product, *_butterflies(groups, bits)]
@@ -114,7 +121,7 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
     log2_size = c.log2_size - c.halves  # the highest column bit of a panel may be the base's
     merged = tuple(range(log2_size, log2_columns))
     panel = "rows of the panel" + (", in shared memory" if c.stages else "")
-    note = f"{c.order} multiply-adds an element, {instruction} on the input{parts}, fp32 accumulators"
+    note = f"{c.order} multiply-adds an element, {instruction} {_on_what(c)}{parts}, fp32 accumulators"
     if c.halves:
         panel += ", and its highest column bit"
         note += "; two additions of the input"
@@ -151,7 +158,7 @@ def warpgroup_stages(configuration: WarpgroupConfiguration) -> tuple[Stage, ...]
     """
     c = configuration
     log2_columns = c.log2_size + c.log2_merge
-    exact = "wgmma.m64k16 on the input, fp32 accumulators"
+    exact = f"wgmma.m64k16 {_on_what(c)}, fp32 accumulators"
     tensor_bits = c.tensor_shares.bit_length() - 1
     first = (*range(6), *range(c.log2_size - tensor_bits, c.log2_size))
     stages = [Stage(TENSOR_CORES_EXACT, first, "columns of the panel, in shared memory", exact)]

@@ -13,7 +13,7 @@ from hadacore.checks import check_base_matrix
 from hadacore.formats import Granularity, Quantizer
 from hadacore.kernels.fusion import FusedPrologue, Fusion, fused_prologue
 from hadacore.kernels.quantizing import find_fusion
-from hadacore.plan import Plan
+from hadacore.plan import Plan, fused_plan
 from hadacore.plan import plan as plan_transform
 from hadacore.prologues import Description, GatedActivation, RMSNorm, RotaryEmbedding
 from hadacore.quantization import arguments
@@ -27,7 +27,7 @@ class QuantizationPlan:
         n: Elements of a row.
         rows: Rows.
         dtype: Of the input.
-        transform: The plan of the transform, in fp32.
+        transform: The plan of the kernel that quantizes as well, where one does on a GPU; else of the transform in fp32.
         quantizer: Format, block and options.
         prologue: What comes before, or None.
         composed_reason: Why rotation and quantizer are not one kernel, or None if they are.
@@ -81,8 +81,11 @@ class QuantizationPlan:
             if self.prologue_reason is not None:
                 where = f"PyTorch operations, because {self.prologue_reason}"
             lines.append(f"  prologue  {self.prologue.name}, in fp32, {where}")
-        lines.append("  transform of the fp32 values:")
-        lines += ["    " + line for line in str(self.transform).splitlines()]
+        if self.fused and self.transform.architecture is not None:
+            lines += [f"  on        {self.transform.where}", *self.transform.steps()]
+        else:
+            lines.append("  transform of the fp32 values:")
+            lines += ["    " + line for line in str(self.transform).splitlines()]
         if self.fused:
             lines.append(f"  quantize  {shared}, {rounding}, in the same pass, before anything is rounded to 16 bits")
             lines.append(f"  moves     {self.bytes_to_move:,} bytes")
@@ -178,11 +181,16 @@ def plan_quantize(
             cuda_code(x_dtype), n, size, quantizer, given, inverse, target, before, 1, order, float32_base
         )
 
+    fusion: Fusion | str = ""
+    kernel_dtype = dtype
     if prologue is not None:
         pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
         fusion = fusion_for(dtype, fused_prologue(prologue, n, pairs, True))
         prologue_reason = fusion if isinstance(fusion, str) else None
     if prologue is None or prologue_reason is not None:
-        fusion = fusion_for(dtype if prologue is None else torch.float32)
+        kernel_dtype = dtype if prologue is None else torch.float32
+        fusion = fusion_for(kernel_dtype)
         reason = fusion if isinstance(fusion, str) else None
+    if not isinstance(fusion, str):
+        transform = fused_plan(transform, kernel_dtype, fusion, None if base is None else base.dtype)
     return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)
