@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hadacore.backends import cpu
 from hadacore.backends.cuda.composed import is_composed
-from hadacore.backends.cuda.launch import launched_bytes
 from hadacore.backends.selection import default_backend
 from hadacore.checks import check_base_matrix, check_block_size
 from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
@@ -156,7 +155,7 @@ class Plan:
         c = self.configuration
         if c is not None and self.architecture is not None:
             blocks = c.grid(p.rows, self.multiprocessors) * c.cluster
-            shared_bytes = launched_bytes(c, self.architecture)
+            shared_bytes = c.launched_bytes(self.architecture)
             lines.append(f"  kernel   {c}")
             lines.append(
                 f"  launch   {blocks} blocks of {c.threads} threads, {shared_bytes} bytes of shared memory a block"

@@ -17,6 +17,7 @@ from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture, Capabi
 from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.launchable import Launchable
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
 from hadacore.matrices.orders import construction
 
@@ -38,7 +39,7 @@ _FLOAT16, _FLOAT32 = 0, 2  # ELEMENT
 
 
 @dataclass(frozen=True)
-class BaseConfiguration:
+class BaseConfiguration(Launchable):
     """One specialised kernel for a size ``order * 2^log2_size``.
 
     Attributes:

@@ -18,6 +18,7 @@ from hadacore.kernels.configurations import (
     NO_SIGNS,
     KernelConfiguration,
 )
+from hadacore.kernels.launchable import Launchable
 
 FLOAT32_CODE = 2
 _BANKS = 32
@@ -25,7 +26,7 @@ _LARGEST_ACCESS_ELEMENTS = 4  # fp32 values of a 16-byte access to shared memory
 
 
 @dataclass(frozen=True)
-class ColumnsConfiguration:
+class ColumnsConfiguration(Launchable):
     """One specialised kernel that contracts the middle index of ``(outer, 2^log2_points, inner)``.
 
     Attributes:
@@ -116,6 +117,20 @@ class ColumnsConfiguration:
         if signs == NO_SIGNS:
             return self
         return replace(self, signs=signs, minimum_blocks=max(1, self.minimum_blocks * 3 // 4))
+
+    def constants(self) -> dict[str, int]:
+        """The ``-D`` constants of this kernel."""
+        return {
+            "ELEMENT": self.element_code,
+            "OUTPUT": self.output_code,
+            "LOG2_POINTS": self.log2_points,
+            "LOWER_BITS": self.lower_bits,
+            "COLUMNS": self.columns,
+            "WARPS": self.warps,
+            "MIN_BLOCKS": self.minimum_blocks,
+            "PROGRAMMATIC": self.programmatic,
+            "SIGNS": self.signs,
+        }
 
     def __str__(self) -> str:
         parts = [

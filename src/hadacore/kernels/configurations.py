@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture, Capability, architecture_of
 from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.launchable import Launchable
 
 MAXIMUM_LOG2_ROW = 15  # of one kernel; larger transforms take several passes (passes.py)
 TILE_LOG2 = 8  # a warp's tile is 256 elements
@@ -32,7 +33,7 @@ def signs_placement(present: bool, inverse: bool) -> int:
 
 
 @dataclass(frozen=True)
-class KernelConfiguration:
+class KernelConfiguration(Launchable):
     """One specialised kernel.
 
     Attributes:
@@ -156,6 +157,25 @@ class KernelConfiguration:
         if self.programmatic and not architecture.has_programmatic_launch:
             return False
         return self.shared_bytes <= architecture.shared_memory_per_block
+
+    def constants(self) -> dict[str, int]:
+        """The ``-D`` constants of this kernel."""
+        values = {
+            "ELEMENT": self.element_code,
+            "OUTPUT": self.output,
+            "LOG2_SIZE": self.log2_size,
+            "LOG2_TILES": self.log2_tiles,
+            "WARPS": self.warps,
+            "MIN_BLOCKS": self.minimum_blocks,
+            "PROGRAMMATIC": self.programmatic,
+            "SIGNS": self.signs,
+            "STRIDED": int(self.strided),
+        }
+        if self.kernel == "warp_rows":
+            values["UNITS"] = self.units
+        else:
+            values |= {"CLUSTER": self.cluster, "PASSES": self.passes, "PREFETCH": int(self.prefetch)}
+        return values
 
     def with_options(self, signs: int, strided: bool) -> KernelConfiguration:
         """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""

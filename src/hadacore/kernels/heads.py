@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS, TILE_LOG2
 from hadacore.kernels.fusion import Fusion
+from hadacore.kernels.launchable import Launchable
 
 
 @dataclass(frozen=True)
-class HeadsConfiguration:
+class HeadsConfiguration(Launchable):
     """One specialised kernel.
 
     Attributes:
@@ -29,7 +30,6 @@ class HeadsConfiguration:
     kernel: ClassVar[str] = "heads"
     cluster: ClassVar[int] = 1
     strided: ClassVar[bool] = False
-    shared_bytes: ClassVar[int] = 0
     warps: ClassVar[int] = 8
     #: Places that a measured magnitude has (``heads.cu``).
     places: ClassVar[int] = 32
@@ -42,6 +42,8 @@ class HeadsConfiguration:
     fusion: Fusion
     programmatic: int = AFTER_LOADS
     signs: int = NO_SIGNS
+
+    shared_bytes: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.takes(self.heads, 1 << self.log2_size):

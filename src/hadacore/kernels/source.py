@@ -128,40 +128,7 @@ def copy_source() -> str:
 
 def constants(configuration: Configuration) -> tuple[tuple[str, str], ...]:
     """The ``-D`` constants of a configuration."""
-    values = _constants(configuration)
+    values = configuration.constants()
     if configuration.fusion is not None:
         values |= configuration.fusion.constants()
     return tuple((name, str(value)) for name, value in values.items())
-
-
-def _constants(c: Configuration) -> dict[str, int]:
-    if isinstance(c, (BaseConfiguration, WarpgroupConfiguration, HeadsConfiguration)):
-        return c.constants()
-    if isinstance(c, ColumnsConfiguration):
-        return {
-            "ELEMENT": c.element_code,
-            "OUTPUT": c.output_code,
-            "LOG2_POINTS": c.log2_points,
-            "LOWER_BITS": c.lower_bits,
-            "COLUMNS": c.columns,
-            "WARPS": c.warps,
-            "MIN_BLOCKS": c.minimum_blocks,
-            "PROGRAMMATIC": c.programmatic,
-            "SIGNS": c.signs,
-        }
-    values = {
-        "ELEMENT": c.element_code,
-        "OUTPUT": c.output,
-        "LOG2_SIZE": c.log2_size,
-        "LOG2_TILES": c.log2_tiles,
-        "WARPS": c.warps,
-        "MIN_BLOCKS": c.minimum_blocks,
-        "PROGRAMMATIC": c.programmatic,
-        "SIGNS": c.signs,
-        "STRIDED": int(c.strided),
-    }
-    if c.kernel == "warp_rows":
-        values["UNITS"] = c.units
-    else:
-        values |= {"CLUSTER": c.cluster, "PASSES": c.passes, "PREFETCH": int(c.prefetch)}
-    return values

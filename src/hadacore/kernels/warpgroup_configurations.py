@@ -13,6 +13,7 @@ from typing import Any
 from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion, code_bits
+from hadacore.kernels.launchable import Launchable
 from hadacore.kernels.warpgroup_table import line_of
 
 _FLOAT32 = 2  # ELEMENT
@@ -20,7 +21,7 @@ _LARGEST_WIDTH = 256  # N of one wgmma
 
 
 @dataclass(frozen=True)
-class WarpgroupConfiguration:
+class WarpgroupConfiguration(Launchable):
     """One specialised kernel for a size ``order * 2^log2_size``.
 
     Attributes:

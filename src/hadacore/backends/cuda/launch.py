@@ -23,11 +23,10 @@ from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import Architecture, architecture_of
-from hadacore.kernels.base_configurations import LARGEST_ORDER, BaseConfiguration, base_source, choose_base
+from hadacore.kernels.base_configurations import LARGEST_ORDER, base_source, choose_base
 from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
-from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import factor
 
 VECTOR_BYTES = 16
@@ -66,13 +65,6 @@ def support(device: torch.device | None = None) -> Support:
     return Support(True, f"{torch.cuda.get_device_name(device)} ({architecture.name}), {versions}")
 
 
-def launched_bytes(configuration: Configuration, architecture: Architecture) -> int:
-    """Shared memory that a block is launched with."""
-    if isinstance(configuration, (BaseConfiguration, WarpgroupConfiguration)):
-        return configuration.launched_bytes(architecture)
-    return configuration.shared_bytes
-
-
 def launch_shape(
     configuration: Configuration, rows: int, multiprocessors: int, architecture: Architecture
 ) -> dict[str, Any]:
@@ -80,7 +72,7 @@ def launch_shape(
     shape: dict[str, Any] = {
         "grid": configuration.grid(rows, multiprocessors),
         "block": configuration.threads,
-        "shmem_size": launched_bytes(configuration, architecture),
+        "shmem_size": configuration.launched_bytes(architecture),
     }
     if configuration.cluster > 1:
         shape["cluster"] = configuration.cluster
@@ -163,10 +155,7 @@ def prepare(configuration: Configuration, rows: int, device_index: int) -> Prepa
         shape["shmem_size"],
         device_index,
     )
-    works_in_place = True
-    if isinstance(configuration, (BaseConfiguration, WarpgroupConfiguration)):
-        works_in_place = configuration.works_in_place
-    return PreparedLaunch(kernel, core.LaunchConfig(**shape), works_in_place)
+    return PreparedLaunch(kernel, core.LaunchConfig(**shape), configuration.works_in_place)
 
 
 def kernel_arguments(
