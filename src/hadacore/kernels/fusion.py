@@ -121,13 +121,18 @@ class Fusion:
     prologue: FusedPrologue | None = None
     rotates: bool = True
 
+    @property
+    def makes_scales(self) -> bool:
+        """Whether scales are made of the rows themselves."""
+        return self.scale_type in _SCALE_TYPES.values()
+
     def is_row(self, size: int) -> bool:
         """Whether a whole row shares a scale that is made of it."""
-        return self.scale_type in _SCALE_TYPES.values() and self.block == size
+        return self.makes_scales and self.block == size
 
     def has_parts(self, size: int) -> bool:
         """Whether parts of a row have scales that are made of them."""
-        return self.scale_type in _SCALE_TYPES.values() and self.block != size
+        return self.makes_scales and self.block != size
 
     def shared_end(self, used: int, warps: int, rows: int, blocks: int, parts: int) -> int:
         """Where shared memory ends with the maxima of ``row_maximum.cuh`` after ``used`` bytes.

@@ -181,16 +181,14 @@ def plan_quantize(
             cuda_code(x_dtype), n, size, quantizer, given, inverse, target, before, 1, order, float32_base
         )
 
-    fusion: Fusion | str = ""
+    pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
     kernel_dtype = dtype
-    if prologue is not None:
-        pairs = n // 2 if isinstance(prologue, RotaryEmbedding) else 0
-        fusion = fusion_for(dtype, fused_prologue(prologue, n, pairs, True))
-        prologue_reason = fusion if isinstance(fusion, str) else None
-    if prologue is None or prologue_reason is not None:
-        kernel_dtype = dtype if prologue is None else torch.float32
-        fusion = fusion_for(kernel_dtype)
-        reason = fusion if isinstance(fusion, str) else None
-    if not isinstance(fusion, str):
+    fusion = fusion_for(dtype, None if prologue is None else fused_prologue(prologue, n, pairs, True))
+    if prologue is not None and isinstance(fusion, str):
+        prologue_reason, kernel_dtype = fusion, torch.float32
+        fusion = fusion_for(torch.float32)
+    if isinstance(fusion, str):
+        reason = fusion
+    else:
         transform = fused_plan(transform, kernel_dtype, fusion, None if base is None else base.dtype)
     return QuantizationPlan(n, rows, dtype, transform, quantizer, prologue, reason, prologue_reason)

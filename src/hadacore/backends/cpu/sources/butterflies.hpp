@@ -30,7 +30,7 @@ template <class E, bool SIGNED> struct Source {
     const typename E::Memory* next;  // what is read next and is fetched meanwhile, or null
     // Fetches what follows `count` elements from i on. Into the second level: in the first it drives out what is computed
     // with (measured: 5120 in float32 2.9 -> 1.7 ms). And here, not where results are stored: stores wait for memory, and
-    // fetches beside them for the stores (measured: 32768 in float16 1.10 -> 0.83 ms, in float32 1.80 -> 1.31).
+    // fetches beside them for the stores (measured: 32768 in float16 1.10 -> 0.83 ms).
     MEMBER void fetch(int64_t i, int64_t count) const {
         if (next == nullptr) return;
 #pragma GCC unroll 32
