@@ -24,11 +24,25 @@ __device__ __forceinline__ u32 scale_and_measure(float (&y)[COUNT], float scale,
   return mov_b32_f32(largest);
 }
 
+// One level of an exchange of largest magnitudes between lanes that differ in the bits of `mask`: a lane hands half of those that it
+// has left to its partner and keeps the larger ones of the other half, from the returned index of its present ones on.
+template <int COUNT>
+__device__ __forceinline__ int keep_larger_half(u32 (&magnitude)[COUNT], int level, u32 mask, u32 lane) {
+  const int half = COUNT >> (level + 1);
+  const bool upper = lane & mask;
+#pragma unroll
+  for (int i = 0; i < (COUNT + 1) / 2; ++i) {
+    if (i >= half) continue;  // bounds that are no constants keep the compiler from unrolling
+    const u32 low = magnitude[i], high = magnitude[(i + half) % COUNT];
+    magnitude[i] = max_u32(upper ? high : low, shfl_sync_bfly(upper ? low : high, mask));
+  }
+  return upper ? half : 0;
+}
+
 // The scales of the blocks that a warp's lanes hold together: GROUPS of them a lane, each spread over the lanes that differ in
 // the bits of `Lanes::mask(level)`, level = 0 .. Lanes::kLevels - 1.
 //
-// At each level a lane hands half of its groups to its partner and keeps the larger magnitudes of the other half. So
-// that half as many exchanges do, and a lane makes few scales, rather than every lane all of them: 16 groups of
+// Magnitudes are exchanged by halves, as long as a lane has several. So that half as many exchanges do, and a lane makes few scales, rather than every lane all of them: 16 groups of
 // 32 lanes take 16 exchanges and one scale a lane, not 80 and 16. Once a lane has one group, lanes hold the same.
 template <int GROUPS, typename Lanes>
 struct BlockScales {
@@ -49,15 +63,7 @@ struct BlockScales {
         for (int i = 0; i < kOwn; ++i) magnitude[i] = max_u32(magnitude[i], shfl_sync_bfly(magnitude[i], mask));
         continue;
       }
-      const int half = GROUPS >> (level + 1);
-      const bool upper = lane & mask;
-#pragma unroll
-      for (int i = 0; i < (GROUPS + 1) / 2; ++i) {
-        if (i >= half) continue;  // bounds that are no constants keep the compiler from unrolling
-        const u32 low = magnitude[i], high = magnitude[(i + half) % GROUPS];
-        magnitude[i] = max_u32(upper ? high : low, shfl_sync_bfly(upper ? low : high, mask));
-      }
-      first += upper ? half : 0;
+      first += keep_larger_half(magnitude, level, mask, lane);
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) own[i] = q.scale_of(magnitude[i]);

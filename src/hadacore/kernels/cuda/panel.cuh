@@ -106,10 +106,6 @@ __device__ __forceinline__ uint4 signs_of_place(const Rows& r, i64 unit, const P
   return ld_global_v4(sign_of(r, row_of(unit, column), offset_in_row(place.i, column)));
 }
 
-__device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
-  return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
-}
-
 // The vector of a place in global memory, signs applied; 0 where there is none.
 __device__ __forceinline__ uint4 load_place(const Rows& r, i64 unit, const Place& place) {
   const int column = place.chunk * kVectorElements;

@@ -20,6 +20,11 @@ constexpr int kSignedBytes = kSixteenBitSigned ? 2 : 4;
 constexpr u32 kSignMask = kSixteenBitSigned ? 0x80008000u : 0x80000000u;
 constexpr int kWordsPerSignRegister = kSixteenBitSigned ? 16 : 32;
 
+// A vector times a vector of signs in its own type.
+__device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
+  return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
+}
+
 template <int PACKED_WORDS>
 struct SignBits {
   static constexpr int kRegisters = (PACKED_WORDS + kWordsPerSignRegister - 1) / kWordsPerSignRegister;

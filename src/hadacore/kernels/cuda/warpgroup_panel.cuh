@@ -84,10 +84,6 @@ __device__ __forceinline__ uint4 signs_at(const Rows& r, i64 row, int offset) {
   return ld_global_v4(r.signs + ((row % r.sign_rows) * kSize + offset) * kElementBytes);
 }
 
-__device__ __forceinline__ uint4 flip_signs(uint4 v, uint4 signs) {
-  return make_uint4(v.x ^ (signs.x & kSignMask), v.y ^ (signs.y & kSignMask), v.z ^ (signs.z & kSignMask), v.w ^ (signs.w & kSignMask));
-}
-
 #if PROLOGUE
 // Several vectors are loaded before any is stored, so that their exponentials and reciprocals overlap.
 __device__ __forceinline__ void activate_row(const Rows& r, const Prologue& prologue, i64 row, u32 stage) {

@@ -62,21 +62,9 @@ struct PartScales {
   }
 
   __device__ __forceinline__ void make(const Quantizer& q, u32 place, u32 first_part_of_row, int lane) {
-    // At each level a lane hands half of its magnitudes to its partner and keeps the larger ones of the other half.
     int first = 0;
 #pragma unroll
-    for (int level = 0; level < 3; ++level) {
-      constexpr int kAll = 8 * kOwn;
-      const int half = kAll >> (level + 1);
-      const bool upper = lane & (4 << level);  // lanes that differ in g
-#pragma unroll
-      for (int n = 0; n < kAll / 2; ++n) {
-        if (n >= half) continue;
-        const u32 low = magnitude[n], high = magnitude[n + half];
-        magnitude[n] = max_u32(upper ? high : low, shfl_sync_bfly(upper ? low : high, 4 << level));
-      }
-      first += upper ? half : 0;
-    }
+    for (int level = 0; level < 3; ++level) first += keep_larger_half(magnitude, level, 4 << level, lane);  // lanes that differ in g
     const int warp = threadIdx.x / 32 % 4, warpgroup = threadIdx.x / 128;
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
