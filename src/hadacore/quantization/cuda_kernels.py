@@ -117,8 +117,6 @@ def _launch(
     if quantizer.block == 0:
         assert given is not None
         scales.copy_(given)
-    elif quantizer.swizzled:
-        layouts.clear_padding(scales, rows * (n // quantizer.block))
     matrix = backend.ScaleMatrix(scales, given, scale_factor(quantizer), rows, seed or 0)
     backend.quantize(
         x, codes, rotation.block_size, rotation.scale, signs, rotation.inverse, fusion, matrix, operands, base

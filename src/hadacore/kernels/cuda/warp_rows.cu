@@ -106,6 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
+  if (SCALE_LAYOUT == SWIZZLED && warp == 0) quantizer.clear_padding(blockIdx.x * 32 + lane, gridDim.x * 32);
 #endif
 
 #if PROLOGUE
