@@ -6,9 +6,9 @@
 
 ``benchmarks/tune.py`` is for the plain transform of powers of two. For each size this takes the space below, not only the
 table: for ``m * 2^k`` also other numbers of column bits merged into the base, which give other bits. Processes compile first;
-then one process checks each candidate against float64 (codes: against the table's configuration, to one code in 500) and times
-those that are right, cold, those of the table first, as long as --seconds last. Prints the best of each size and element
-count, and writes ``kernel-candidates.csv``.
+then one process checks each candidate against float64 (codes: against the table's configuration, to three in a hundred, as values
+go from one product to the next in 11 bits of significand) and times those that are right, cold, those of the table first, as
+long as --seconds last. Prints the best of each size and element count, and writes ``kernel-candidates.csv``.
 """
 
 from __future__ import annotations
@@ -158,6 +158,11 @@ def by_warpgroups(code: int, order: int, log2_columns: int, fusion: Fusion | Non
         most = min(65536 // (plain.threads * max(64, registers)), 8)
         for blocks in range(max(1, most - 1), most + 2):
             yield replace(plain, minimum_blocks=blocks)
+        if refilled and fusion and fusion.prologue:
+            for producers in (1, 2):
+                most = min(65536 // (128 * (warpgroups * max(64, registers) + 64 * producers)), 8)
+                for blocks in range(max(1, most - 1), most + 2):
+                    yield replace(plain, minimum_blocks=blocks, producers=producers)
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:
@@ -261,7 +266,7 @@ def is_right(c: Configuration, x: torch.Tensor, quantizer: Quantizer | None, exp
     if quantizer is None:
         return error_ratio(y[:rows], exact_transform(x[:rows])) < (1.002 if c.element_code != 2 else 12)
     codes = codes_of(y, rows * c.size, quantizer).clone()
-    return expected is None or float((codes != expected).double().mean()) < 2e-3
+    return expected is None or float((codes != expected).double().mean()) < 3e-2
 
 
 def main() -> None:

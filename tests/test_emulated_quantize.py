@@ -62,7 +62,7 @@ def _kernel(configuration: AnyConfiguration, cuda_arch: int) -> EmulatedKernel:
 def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
     size = layouts.swizzled_size(rows, columns) if quantizer.swizzled else rows * columns
     dtype = torch.float32 if quantizer.format.scale_name == "fp32" else torch.uint8
-    return torch.zeros(max(size, 1), dtype=dtype)
+    return torch.full((max(size, 1),), 0x77, dtype=dtype)
 
 
 def _run(
@@ -383,11 +383,11 @@ def test_sums_that_round(name: str) -> None:
             "row" if quantizer.block == c.size else quantizer.block,
         )  # fmt: skip
         scale = c.size**-0.5
-        bound = tolerances.rotated_bound(x, c.size, scale, x.dtype)
-        assert_quantized_within(q, oracle.transform(x), bound)
+        bound = tolerances.rotated_bound(x, c.size, scale, x.dtype, tensor_cores=True)
+        assert_quantized_within(q, oracle.transform(x), bound, differing=0.2)
         with pytest.raises(AssertionError):
-            assert_quantized_within(q, oracle.transform(x) * 1.01, bound)
+            assert_quantized_within(q, oracle.transform(x) * 1.01, bound, differing=0.2)
         flipped = q.codes.clone()
         flipped.view(torch.uint8)[4, 3] ^= 1
         with pytest.raises(AssertionError):
-            assert_quantized_within(replace(q, codes=flipped), oracle.transform(x), bound)
+            assert_quantized_within(replace(q, codes=flipped), oracle.transform(x), bound, differing=0.2)

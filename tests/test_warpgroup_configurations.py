@@ -148,8 +148,8 @@ def test_candidates_of_the_tables_with_codes(of: str) -> None:
 def test_quantizers_that_take_another_kernel() -> None:
     """Those that are not in the tables, and where scales or 4-bit codes want more columns than a warpgroup has."""
     others = [
-        (28, 7, "fp8_e4m3", -1, False), (20, 7, "mxfp4", 32, False), (20, 7, "fp8_e4m3", 128, False), (28, 7, "int4", -1, True),
-        (28, 7, "fp8_e4m3", 128, True), (28, 10, "nvfp4", 16, False),
+        (28, 7, "nvfp4", 16, False), (20, 7, "mxfp4", 32, False), (20, 7, "fp8_e4m3", 128, False), (20, 7, "int4", -1, True),
+        (20, 7, "fp8_e4m3", 128, True), (44, 8, "fp8_e4m3", -1, False),
     ]  # fmt: skip
     for order, log2_columns, name, block, gated in others:
         assert {c.kernel for c in _quantizing(1, order, log2_columns, name, block, gated)} == {"base_rows"}
@@ -178,6 +178,27 @@ def test_codes_that_cannot_be(changes: dict[str, int], name: str, block: int, me
         WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion, **changes)
 
 
+def test_registers_of_producers() -> None:
+    """As many as the others leave: 512 threads have 128 each, of which 256 give 64 away; and none moves where none can."""
+    prologue = fused_prologue(GatedActivation("silu", "separate"), 28 << 10)
+    fusion = fusion_of(Quantizer(FORMATS["int8"], 28 << 10), 28 << 10, False, prologue)
+    c = WarpgroupConfiguration(0, 56, 1, 9, 2, 1, tensor_shares=2, stages=1, refilled=True, fusion=fusion)
+    assert c.registers == (0, 0) and "more activate" not in str(c)
+    assert replace(c, producers=2).registers == (192, 64) and replace(c, producers=2).threads == 512
+    assert replace(c, producers=1).registers == (216, 64)
+    assert replace(c, producers=2, minimum_blocks=2).registers == (0, 0)
+    assert "8 warps more activate rows" in str(replace(c, producers=2))
+
+
+def test_producers_that_cannot_be() -> None:
+    fusion = fusion_of(Quantizer(FORMATS["int8"], 4608), 4608, False)
+    with pytest.raises(ValueError, match="producers activate rows, and have one stage"):
+        WarpgroupConfiguration(0, 36, 0, 7, stages=1, producers=1, fusion=fusion)
+    prologue = fused_prologue(GatedActivation("silu", "separate"), 4608)
+    with pytest.raises(ValueError, match="producers activate rows, and have one stage"):
+        WarpgroupConfiguration(0, 36, 0, 7, producers=1, fusion=replace(fusion, prologue=prologue))
+
+
 def test_prologues_that_cannot_be() -> None:
     prologue = fused_prologue(RMSNorm(1e-6, False), 4608)
     with pytest.raises(ValueError, match="a gated activation is the only prologue"):
@@ -190,13 +211,16 @@ def test_plain_results_have_no_other_place() -> None:
 
 
 def test_shared_memory_with_codes() -> None:
-    """Two panels, the base and H64; then codes, maxima of four warps for two groups, reciprocals of four parts, by 40 rows."""
+    """Two panels, the base and H64 in words of 4 bytes; then codes, maxima of four warps for two groups, reciprocals of four parts, by
+    40 rows; and two mbarriers."""
     prologue = fused_prologue(GatedActivation("silu", "separate"), 36 << 7)
     fusion = fusion_of(Quantizer(FORMATS["mxfp8"], 32), 36 << 7, False, prologue)
     prefetched = WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion)
-    assert prefetched.shared_bytes == 2 * 2 * 2 * 40 * 128 + 40 * 128 + 64 * 128
+    matrices = 2 * 40 * 128 + 2 * 64 * 128
+    assert prefetched.shared_bytes == 2 * 2 * 2 * 40 * 128 + matrices
     refilled = replace(prefetched, stages=1, refilled=True)
-    assert refilled.shared_bytes == 2 * 2 * 40 * 128 + 40 * 128 + 64 * 128 + 40 * 128 + 4 * 40 * (4 * 2 + 4)
+    assert refilled.shared_bytes == 2 * 2 * 40 * 128 + matrices + 40 * 128 + 4 * 40 * (4 * 2 + 4)
+    assert replace(refilled, producers=1).shared_bytes == refilled.shared_bytes + 16
     assert "next row refills" in str(refilled) and "next row prefetched" in str(prefetched)
 
 
@@ -254,17 +278,18 @@ def test_operands_of_generated_instructions(width: int) -> None:
     text = wgmma_text([width])
     functions = re.findall(r"void (\w+)\(float \(&d\)\[(\d+)\]\[4\], (.*?), u64 b\) \{(.*?)\n\}", text, re.DOTALL)
     assert [(name, left) for name, _, left, _ in functions] == [
-        (f"wgmma_m64k16_f32_{kind}", left)
-        for kind in ("f16", "bf16")
+        (f"wgmma_m64k{depth}_f32_{kind}", left)
+        for kind, depth in (("f16", 16), ("bf16", 16), ("tf32", 8))
         for left in ("u32 a0, u32 a1, u32 a2, u32 a3", "u64 a")
     ]
     for name, tiles, left, body in functions:
         assert int(tiles) == width // 8
         kind, in_registers = name.rsplit("_", 1)[1], "a0" in left
+        depth = 8 if kind == "tf32" else 16
         instructions = re.findall(r'asm volatile\("(.*?);"\s*: (.*?) : (.*?)\);', body, re.DOTALL)
         assert len(instructions) == 2
         for (instruction, outputs, inputs), start in zip(instructions, (True, False), strict=True):
-            assert instruction.startswith(f"wgmma.mma_async.sync.aligned.m64n{width}k16.f32.{kind}.{kind} {{%0,")
+            assert instruction.startswith(f"wgmma.mma_async.sync.aligned.m64n{width}k{depth}.f32.{kind}.{kind} {{%0,")
             operands = [int(number) for number in re.findall(r"%(\d+)", instruction)]
             given = re.findall(r'"(\S+)"\(([^)]*)\)', f"{outputs}, {inputs}")
             assert operands == list(range(len(given)))
@@ -273,13 +298,14 @@ def test_operands_of_generated_instructions(width: int) -> None:
             ]
             expected = [("r", f"a{i}") for i in range(4)] if in_registers else [("l", "a")]
             assert given[width // 2 :] == [*expected, ("l", "b")]
-            # Whether to add, signs, and that K is contiguous in A, if it is in shared memory, and B.
-            assert instruction.endswith(f", {int(not start)}, 1, 1, {'0' if in_registers else '0, 0'}")
+            # Whether to add, signs, and that K is contiguous in A, if it is in shared memory, and B, where there is a choice.
+            contiguous = "" if kind == "tf32" else ", 0" if in_registers else ", 0, 0"
+            assert instruction.endswith(f", {int(not start)}, 1, 1{contiguous}")
 
 
 def test_a_width_that_is_needed_twice_is_written_once() -> None:
     assert wgmma_text((40, 40)) == wgmma_text([40])
-    assert wgmma_text((80, 40)) == wgmma_text((40, 80)) and wgmma_text((80, 40)).count("template") == 8
+    assert wgmma_text((80, 40)) == wgmma_text((40, 80)) and wgmma_text((80, 40)).count("template") == 12
 
 
 @pytest.mark.parametrize("size", MEASURED)

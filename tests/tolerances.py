@@ -19,8 +19,15 @@ Rotated values that a kernel quantizes. They are fp32 and not rounded to 16 bits
 splits what one product gives into two bfloat16 before the next: hi is off by at most 2^-9 of it, lo rounds that to 2^-9
 again, so 2^-18 in all. An element is a signed sum of such values, whose magnitudes sum to at most s_i = sum_j |B_ij| ||x_j||_1,
 x_j being the part of x that column j of B multiplies. At most two products take split values. Tensor Cores cut off where they
-should round, which at most doubles each rounding, and a scale rounds once more:
+where they should round, which at most doubles each rounding, and a scale rounds once more:
 |error| <= scale s_i (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
+
+With Tensor Cores such a kernel gives the second product 11 bits of significand (tf32), of a value that it has raised by 0.72 of
+2^-11: cutting off leaves an error between -0.64 and 0.36 of 2^-10, over a mantissa between 1 and 2 whose logarithm is evenly
+distributed 0 on average and 0.224 of 2^-10 = 2.19e-4 of it in root mean square. (The square of u / m, u even in 0 to 1, is 0.1803 on
+average, that of its mean 0.1301.) An element is a signed sum of such values, independent of each other for random x, whose squares
+sum to sum_j B_ij^2 ||x_j||^2: it is off by a normal error, of which 8 standard deviations are allowed, since a sum of 16 squares
+may be twice its mean. After a prologue the first product takes such values as well.
 
 Codes and scales of them. Finding a scale, multiplying by it and rounding to a code are monotonic, so a scale lies between
 those of magnitudes smaller and larger by that bound, and a code between those of the values at both ends: the same, but
@@ -43,6 +50,8 @@ from hadacore.matrices import factor
 CORRECT_ROUNDING_RATIO = 1.002
 FLOAT32_BUTTERFLY_RATIO = 1.2
 FLOAT32_ROUNDOFF = 2.0**-24
+TF32_ERROR = 2.19e-4
+_DEVIATIONS = 8
 
 
 def base_product_float32(order: int, log2_columns: int) -> float:
@@ -89,18 +98,27 @@ def element_bound(
 
 def rotated_bound(
     x: Tensor, size: int, scale: float, dtype: torch.dtype, prologue: bool = False, base: Tensor | None = None,
-    inverse: bool = False,
+    inverse: bool = False, tensor_cores: bool | None = None,
 ) -> Tensor:  # fmt: skip
     """Largest allowed error of each rotated value before it is quantized, see above; in float64, of x's shape.
 
     With a prologue, x is its result: fp32, so that the first product takes split values too, and four roundings off.
+    ``tensor_cores``: whether they compute it; those of a GPU that has x, unless it is said.
     """
     matrix = x.new_ones((1, 1), dtype=torch.float64) if base is None else base.double().abs()
+    matrix = matrix.T if inverse else matrix
     parts = x.double().abs().reshape(*x.shape[:-1], x.shape[-1] // size, matrix.shape[0], size // matrix.shape[0])
-    sums = (matrix.T if inverse else matrix) @ parts.sum(-1, keepdim=True)
-    mass = sums.expand_as(parts).reshape(x.shape)
+
+    def spread(of_parts: Tensor) -> Tensor:
+        return of_parts.expand_as(parts).reshape(x.shape)
+
+    mass = spread(matrix @ parts.sum(-1, keepdim=True))
     split = 0.0 if dtype == torch.float32 else (2 + prologue) * 2.0**-18
-    return abs(scale) * mass * (split + 2 * (roundings(size, base) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
+    bound = mass * (split + 2 * (roundings(size, base) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
+    if dtype != torch.float32 and (x.is_cuda if tensor_cores is None else tensor_cores):
+        norm = spread(matrix.square() @ parts.square().sum(-1, keepdim=True)).sqrt()
+        bound = bound + _DEVIATIONS * TF32_ERROR * (1 + prologue) ** 0.5 * norm
+    return abs(scale) * bound
 
 
 def norm_bound(size: int, base: Tensor | None = None) -> float:

@@ -64,7 +64,7 @@ struct Arguments {
 // Dynamic shared memory starts here in the .shared window. Not 0, so that an address without its base is caught.
 constexpr u32 kSharedBase = 1024;
 
-enum class Format { FLOAT16, BFLOAT16 };
+enum class Format { FLOAT16, BFLOAT16, TF32 };
 // Which dimension of wgmma's B is contiguous in shared memory.
 enum class Layout { K_CONTIGUOUS, N_CONTIGUOUS };
 
@@ -311,6 +311,8 @@ __device__ __forceinline__ void griddepcontrol_wait() {
   emulator::wait_for_previous_grid();
 }
 
+__device__ __forceinline__ void prefetch_global_L2(const void* address) { (void)address; }
+
 __device__ __forceinline__ void barrier_cluster_arrive() {
   emulator::cluster_arrive(__func__);
 }
@@ -416,6 +418,11 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
                                                       u32 b0, u32 b1, const float (&c)[4]) {
   const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
   emulator::multiply(d, a, b, c, emulator::Format::BFLOAT16, __func__);
+}
+
+__device__ __forceinline__ void mma_m16n8k8_f32_tf32(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, const float (&c)[4]) {
+  const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+  emulator::multiply(d, a, b, c, emulator::Format::TF32, __func__);
 }
 
 __device__ __forceinline__ void order_after(float& value) { (void)value; }

@@ -53,6 +53,23 @@ __device__ __forceinline__ void wgmma_m64k16_f32_bf16(float (&d)[TILES][4], u64 
   emulator::start_product(d[0], TILES, START, nullptr, a, b, emulator::Layout::K_CONTIGUOUS, emulator::Format::BFLOAT16, __func__);
 }
 
+template <int COUNT>
+__device__ __forceinline__ void setmaxnreg_dec() {}
+
+template <int COUNT>
+__device__ __forceinline__ void setmaxnreg_inc() {}
+
+template <bool START, int TILES>
+__device__ __forceinline__ void wgmma_m64k8_f32_tf32(float (&d)[TILES][4], u32 a0, u32 a1, u32 a2, u32 a3, u64 b) {
+  const u32 a[4] = {a0, a1, a2, a3};
+  emulator::start_product(d[0], TILES, START, a, 0, b, emulator::Layout::K_CONTIGUOUS, emulator::Format::TF32, __func__);
+}
+
+template <bool START, int TILES>
+__device__ __forceinline__ void wgmma_m64k8_f32_tf32(float (&d)[TILES][4], u64 a, u64 b) {
+  emulator::start_product(d[0], TILES, START, nullptr, a, b, emulator::Layout::K_CONTIGUOUS, emulator::Format::TF32, __func__);
+}
+
 __device__ __forceinline__ void wgmma_fence() { emulator::fence_products(); }
 __device__ __forceinline__ void wgmma_commit_group() { emulator::commit_products(); }
 

@@ -68,7 +68,7 @@ inline const float* half_table() {
   return table.data();
 }
 
-// One lane's operands of mma.m16n8k16.
+// One lane's operands of mma.m16n8k16, or, in tf32, of mma.m16n8k8.
 struct Product {
   float* d;
   u32 a[4];
@@ -81,11 +81,19 @@ struct Product {
 inline void multiply_fragments(Product* const (&lane)[32], Format format) {
   const float* half = half_table();
   const auto decode = [&](u32 bits) -> double {
+    if (format == Format::TF32) return value_of_bits(bits & 0xffffe000u);
     return format == Format::FLOAT16 ? half[bits & 0xffff] : value_of_bits(bits << 16);
   };
+  const int depth = format == Format::TF32 ? 8 : 16;
   double a[16][16], b[16][8], d[16][8];
   for (int i = 0; i < 32; ++i) {
     const int g = i / 4, t = i % 4;
+    for (int r = 0; r < 4; ++r) {
+      d[g + 8 * (r / 2)][2 * t + r % 2] = lane[i]->c[r];
+      if (format == Format::TF32) a[g + 8 * (r % 2)][t + 4 * (r / 2)] = decode(lane[i]->a[r]);
+    }
+    for (int r = 0; r < 2 && format == Format::TF32; ++r) b[t + 4 * r][g] = decode(lane[i]->b[r]);
+    if (format == Format::TF32) continue;
     for (int r = 0; r < 4; ++r) {
       const int row = g + 8 * (r % 2), k = 2 * t + 8 * (r / 2);
       a[row][k] = decode(lane[i]->a[r]);
@@ -96,10 +104,9 @@ inline void multiply_fragments(Product* const (&lane)[32], Format format) {
       b[k][g] = decode(lane[i]->b[r]);
       b[k + 1][g] = decode(lane[i]->b[r] >> 16);
     }
-    for (int r = 0; r < 4; ++r) d[g + 8 * (r / 2)][2 * t + r % 2] = lane[i]->c[r];
   }
   for (int row = 0; row < 16; ++row)
-    for (int k = 0; k < 16; ++k)
+    for (int k = 0; k < depth; ++k)
       for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
   for (int i = 0; i < 32; ++i)
     for (int r = 0; r < 4; ++r) lane[i]->d[r] = (float)d[i / 4 + 8 * (r / 2)][2 * (i % 4) + r % 2];

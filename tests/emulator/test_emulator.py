@@ -34,7 +34,7 @@ def test_host_has_the_functions_of_ptx() -> None:
     host = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("host*.hpp"))
     assert len(_signatures(ptx)) == ptx.count("__device__ __forceinline__")
     of_any_width = {signature.replace("[8]", "[TILES]") for signature in _signatures(wgmma_text([64]))}
-    assert len(of_any_width) == 4
+    assert len(of_any_width) == 6
     assert _signatures(host) == _signatures(ptx) | of_any_width
 
 

@@ -208,8 +208,6 @@ def _run(
     size = layouts.swizzled_size(rows, columns) if quantizer.swizzled else max(1, rows * columns)
     codes = _Guarded.of(x.numel() * quantizer.format.encoding.bits // 8, torch.uint8)
     scales = _Guarded.of(size, torch.float32 if quantizer.format.scale_name == "fp32" else torch.uint8)
-    if quantizer.swizzled:
-        scales.inner.zero_()
     matrix = ScaleMatrix(scales.inner, given, scale_factor(quantizer), rows, 0)
     device = x.get_device()
     with enter_device(device):

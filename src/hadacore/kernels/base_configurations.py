@@ -119,7 +119,7 @@ class BaseConfiguration(Launchable):
             raise ValueError(f"warps drift by wgmma, with two stages and no quantizer: {self}")
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
-        columns = 64 * 64 * 2 if self.wide else 0
+        columns = 64 * 64 * (2 if self.fusion is None else 4) if self.wide else 0
         shared = self.stages * stage + columns + (8 if self.drift else 0)
         if self.fusion is not None:
             shared = self._with_fusion(self.fusion, shared, stage)

@@ -17,6 +17,10 @@ from hadacore.kernels.launchable import Launchable
 from hadacore.kernels.warpgroup_table import line_of
 
 _FLOAT32 = 2  # ELEMENT
+_REGISTERS = 65536  # of a multiprocessor
+_MOST_REGISTERS = 248  # of a thread, and a multiple of 8
+_PRODUCER_REGISTERS = 64  # with fewer, 28672 spills 8 bytes; with 24 it takes 2.2 instead of 1.86 of a copy
+_PRODUCERS = 3  # where rows are few: 1 row of 28672 7.4 -> 6.3 us, 64 rows of 14336 6.5 -> 5.5
 _LARGEST_WIDTH = 256  # N of one wgmma
 
 
@@ -29,7 +33,8 @@ class WarpgroupConfiguration(Launchable):
         order: Order of the base, merged column bits included.
         log2_merge: Column bits that are merged into it.
         log2_size: Column bits that are left, at least 6.
-        warpgroups: Warpgroups of a block, which share the columns of its row.
+        warpgroups: Warpgroups of a block that multiply, and share the columns of its row.
+        producers: Warpgroups besides, which read and activate rows for them; of gated activations.
         minimum_blocks: Blocks that must fit on a multiprocessor, which caps the registers of a thread.
         overlap: Whether the products of one group of columns run while the results of another are stored; of plain results.
         tensor_shares: Shares of the columns that the first product tells apart. It decides the order of sums.
@@ -51,6 +56,7 @@ class WarpgroupConfiguration(Launchable):
     log2_merge: int
     log2_size: int
     warpgroups: int = 1
+    producers: int = field(default=0, kw_only=True)
     minimum_blocks: int = 1
     overlap: bool = False
     tensor_shares: int = 1
@@ -79,15 +85,18 @@ class WarpgroupConfiguration(Launchable):
             raise ValueError(f"warpgroups and blocks must share {self.groups} groups of columns evenly: {self}")
         if self.order_splits > self.panel_rows // 8:
             raise ValueError(f"each block must have some of {self.panel_rows // 8} tiles of rows: {self}")
-        object.__setattr__(self, "threads", 128 * self.warpgroups)
+        object.__setattr__(self, "threads", 128 * (self.warpgroups + self.producers))
         if self.overlap and self.fusion is not None:
             raise ValueError(f"codes are not stored until all products are there: {self}")
         if self.refilled and (self.stages != 1 or self.fusion is None):
             raise ValueError(f"one stage is refilled, where codes follow: {self}")
         panels = 2 if self.fusion is not None and self.fusion.prologue is not None else 1
+        if self.producers and (panels == 1 or self.stages != 1):
+            raise ValueError(f"producers activate rows, and have one stage: {self}")
         stage = panels * self.groups * self.panel_rows * 128
-        base = -(-self.order // 64) * self.own_rows * 128
-        matrices = 64 * 128 * (2 if self.tensor_shares > 1 else 1)
+        # Of bfloat16, or of tf32 where codes follow; and of tf32 where a prologue does not leave elements as they are.
+        base = (-(-self.order // 64) if self.fusion is None else -(-self.panel_rows // 32)) * self.own_rows * 128
+        matrices = 64 * 128 * (2 if self.tensor_shares > 1 else 1) * panels
         shared = self.stages * stage + base + matrices
         if self.fusion is not None:
             shared = self._with_fusion(self.fusion, shared)
@@ -110,6 +119,7 @@ class WarpgroupConfiguration(Launchable):
             if parts:
                 maxima = 4 * (columns // max(64, parts))
                 shared += 4 * self.panel_rows * (maxima + columns // parts)
+        shared += 16 if self.producers else 0  # mbarriers
         if not fusion.is_row(self.size):
             return shared
         object.__setattr__(self, "cluster", self.column_splits)
@@ -144,9 +154,18 @@ class WarpgroupConfiguration(Launchable):
     def widths(self) -> tuple[int, int]:
         """N of the first product, of as many groups as it takes together, and of the second one."""
         joint = 1
-        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= _LARGEST_WIDTH:
+        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= (128 if self.producers else _LARGEST_WIDTH):
             joint *= 2
         return joint * self.panel_rows, self.own_rows
+
+    @property
+    def registers(self) -> tuple[int, int]:
+        """Registers that threads have who multiply, and who produce; 0 where all have as many as the kernel has."""
+        launched = min(255, _REGISTERS // (self.minimum_blocks * self.threads)) // 8 * 8
+        if self.producers == 0 or launched <= _PRODUCER_REGISTERS:
+            return 0, 0
+        spare = (launched - _PRODUCER_REGISTERS) * self.producers
+        return min(_MOST_REGISTERS, launched + spare // self.warpgroups // 8 * 8), _PRODUCER_REGISTERS
 
     @property
     def multiply_adds(self) -> int:
@@ -193,6 +212,9 @@ class WarpgroupConfiguration(Launchable):
             "LOG2_SIZE": self.log2_size,
             "LOG2_TILES": 0,
             "WARPGROUPS": self.warpgroups,
+            "PRODUCERS": self.producers,
+            "REGISTERS": self.registers[0],
+            "PRODUCER_REGISTERS": self.registers[1],
             "MIN_BLOCKS": self.minimum_blocks,
             "OVERLAP": int(self.overlap),
             "TENSOR_SHARES": self.tensor_shares,
@@ -212,6 +234,8 @@ class WarpgroupConfiguration(Launchable):
         parts.append(
             "one row a block" if not self.loops else "next row " + ("refills" if self.refilled else "prefetched")
         )
+        if self.producers:
+            parts.append(f"{4 * self.producers} warps more activate rows")
         if self.overlap:
             parts.append("products overlap")
         if not self.works_in_place:
@@ -237,16 +261,19 @@ def warpgroup_candidates(
         element_code, order << line.merge, line.merge, log2_columns - line.merge, line.warpgroups, line.minimum_blocks,
         line.overlap, tensor_shares=line.warpgroups * line.sharing, column_splits=line.sharing, transposed=transposed,
     )  # fmt: skip
-    many = _fused(plain, fusion, stages=1 if line.refilled else 2, refilled=line.refilled)
+    many = _fused(
+        plain, fusion, stages=1 if line.refilled else 2, refilled=line.refilled, producers=line.producers
+    )
     if many is None:
         return ()
+    producers = _PRODUCERS if fusion is not None and fusion.prologue is not None else 0
     few = []
     splits = line.column_splits
     while splits > line.sharing or (splits == line.column_splits and splits * line.order_splits > 1):
         few.append(
             _fused(
                 plain, fusion, warpgroups=1, minimum_blocks=1, overlap=False, stages=1, column_splits=splits,
-                order_splits=line.order_splits,
+                order_splits=line.order_splits, producers=producers,
             )
         )  # fmt: skip
         splits //= 2

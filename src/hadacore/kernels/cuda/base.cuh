@@ -25,6 +25,8 @@ constexpr int kDataParts = ELEMENT == FLOAT32 ? 3 : kPartsInPanels || (ELEMENT =
 constexpr int kBaseParts = BASE == BASE_OF_FLOAT32 ? 3 : BASE == BASE_OF_ELEMENTS && ELEMENT == FLOAT16 && !kFloat16Products ? 2 : 1;
 // Products of part p of one and part q of the other that count: p + q up to this. Those left out are 2^-24 of the result.
 constexpr int kLastOrder = kDataParts + kBaseParts == 2 ? 0 : 2;
+// Where codes follow, what the base gives goes to the second product in tf32, unless it is more exact than that itself.
+constexpr bool kColumnsToTf32 = kToTf32 && BASE != BASE_OF_FLOAT32;
 constexpr u32 kOnePair = kFloat16Products ? 0x3c003c00u : 0x3f803f80u;
 
 struct BaseFragment {

@@ -9,6 +9,7 @@ using Results = float[2][2][kVectorElements];
 //   wgmma:    pair = n0 (c0), t0 = N3 (c1), t1 = n1 (c2), K3 = n2 (c3); c4 and c5, if they are columns, are left to registers
 struct ColumnMatrix {
   u32 b[2][2];
+  u32 element[2][2][2];  // of tf32: [output N3][input K3][of the pair]
 
   __device__ __forceinline__ void init(int lane) {
     const u32 n = lane >> 2, t = lane & 3;
@@ -19,7 +20,11 @@ struct ColumnMatrix {
 #pragma unroll
     for (int n3 = 0; n3 < 2; ++n3) {
 #pragma unroll
-      for (int k3 = 0; k3 < 2; ++k3) b[n3][k3] = pair ^ (n3 ? of_n3 : 0u) ^ (k3 ? of_k3 : 0u);
+      for (int k3 = 0; k3 < 2; ++k3) {
+        b[n3][k3] = pair ^ (n3 ? of_n3 : 0u) ^ (k3 ? of_k3 : 0u);
+        element[n3][k3][0] = b[n3][k3] << 16;
+        element[n3][k3][1] = b[n3][k3] & 0xffff0000u;
+      }
     }
   }
 };
@@ -33,17 +38,28 @@ __device__ __forceinline__ void contract_by_product(Results& result, const Accum
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
   for (int q = 0; q < kVectorElements; q += 2) {  // c2 c1; wgmma: c5 c4
-    u32 high[4], low[4];                          // a0..a3: rows g and g + 8, K3 = 0 and 1
+    u32 first[4], second[4];                      // a0..a3: rows g and g + 8, K3 = 0 and 1, in two parts; or, of tf32, for each K3
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
-      const float(&from)[4] = value[q + a / 2];
-      split_pair(high[a], low[a], from[2 * (a % 2)], from[2 * (a % 2) + 1]);
+      if (kColumnsToTf32) {
+        first[a] = to_tf32(value[q][a % 2 * 2 + a / 2]);
+        second[a] = to_tf32(value[q + 1][a % 2 * 2 + a / 2]);
+      } else {
+        const float(&from)[4] = value[q + a / 2];
+        split_pair(second[a], first[a], from[2 * (a % 2)], from[2 * (a % 2) + 1]);
+      }
     }
 #pragma unroll
     for (int n3 = 0; n3 < 2; ++n3) {
       float part[4], sum[4];
-      mma_m16n8k16_f32_bf16(part, low[0], low[1], low[2], low[3], s.b[n3][0], s.b[n3][1], zero);
-      mma_m16n8k16_f32_bf16(sum, high[0], high[1], high[2], high[3], s.b[n3][0], s.b[n3][1], part);
+      if (kColumnsToTf32) {
+        const u32(&e)[2][2] = s.element[n3];
+        mma_m16n8k8_f32_tf32(part, first[0], first[1], first[2], first[3], e[0][0], e[0][1], zero);
+        mma_m16n8k8_f32_tf32(sum, second[0], second[1], second[2], second[3], e[1][0], e[1][1], part);
+      } else {  // the small part first
+        mma_m16n8k16_f32_bf16(part, first[0], first[1], first[2], first[3], s.b[n3][0], s.b[n3][1], zero);
+        mma_m16n8k16_f32_bf16(sum, second[0], second[1], second[2], second[3], s.b[n3][0], s.b[n3][1], part);
+      }
       const int upper = WGMMA ? q / 4 : n3, at = WGMMA ? 2 * (q & 2) + 2 * n3 : q;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -60,7 +76,38 @@ __device__ __forceinline__ void contract_by_product(Results& result, const Accum
   if (WGMMA && LOG2_SIZE > 5) upper_butterfly(result);
 }
 
-#if WGMMA
+#if WGMMA && ENCODING
+// B of the wide product in tf32: K, which is contiguous, is column bits c5..c0 of the panel, for each 8 the even ones and then the odd
+// ones, as accumulators are fragments of A then; column n = 8 (4 c5 + 2 c2 + c1) + 4 c4 + 2 c3 + c0 of the result.
+__device__ __forceinline__ void write_column_matrix(u32 matrix) {
+  for (int index = threadIdx.x; index < 64 * 16; index += kThreads) {
+    const int n = index >> 4, vector = index & 15;
+    const int of_result = (n & 1) | (n >> 2 & 6) | (n << 2 & 24) | (n & 32);
+    u32 word[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) word[w] = 0x3f800000u ^ (u32)__popc(of_result & ((vector >> 1) * 8 + 2 * w + (vector & 1))) << 31;
+    st_shared_v4_b32(matrix + vector / 8 * 8192 + 128 * n + 16 * ((vector ^ n) & 7), make_uint4(word[0], word[1], word[2], word[3]));
+  }
+}
+
+// A wide product under way. Its sums take the registers of the values that it multiplies.
+struct WideProduct {
+  u32 word[8][4];  // [8 columns][a0..a3]
+
+  __device__ __forceinline__ void start(Accumulators& value, u64 matrix) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) word[i / 4][i % 4] = to_tf32(value[i / 4][i % 2 * 2 + i / 2 % 2]);
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {
+      const u64 b = matrix + s / 4 * (8192 / 16) + s % 4 * 2;
+      if (s == 0) wgmma_m64k8_f32_tf32<true>(value, word[s][0], word[s][1], word[s][2], word[s][3], b);
+      else wgmma_m64k8_f32_tf32<false>(value, word[s][0], word[s][1], word[s][2], word[s][3], b);
+    }
+    wgmma_commit_group();
+  }
+};
+#elif WGMMA
 // B of the wide product: row c is column bits c5..c0 of the panel; column n = 8 (4 c5 + 2 c2 + c1) + 4 c4 + 2 c3 + c0 of the result.
 __device__ __forceinline__ void write_column_matrix(u32 matrix) {
   for (int index = threadIdx.x; index < 64 * 8; index += kThreads) {
@@ -95,15 +142,18 @@ struct WideProduct {
     wgmma_commit_group();
   }
 
-  // All products but the newest PENDING have ended.
-  template <int PENDING>
-  __device__ __forceinline__ static void finish(Results& result, Accumulators& sum) {
-    wgmma_wait_group<PENDING>();
-    order_after_wait(sum);
-#pragma unroll
-    for (int i = 0; i < 32; ++i) result[i / 2 % 2][i / 16][i / 4 % 4 * 2 + i % 2] = sum[i / 4][i % 4];
-  }
 };
+#endif
+
+#if WGMMA
+// All products but the newest PENDING have ended.
+template <int PENDING>
+__device__ __forceinline__ void finish_wide_product(Results& result, Accumulators& sum) {
+  wgmma_wait_group<PENDING>();
+  order_after_wait(sum);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) result[i / 2 % 2][i / 16][i / 4 % 4 * 2 + i % 2] = sum[i / 4][i % 4];
+}
 
 // Wide products of all tiles and groups; `visit(tile, group)` after each. Where registers allow, a product's operands are made
 // while the one before is under way (12288 with FP8 codes: 1.70 -> 1.66; with fewer registers it is slower, 1.12 -> 1.18).
@@ -120,9 +170,9 @@ __device__ __forceinline__ void contract_by_wgmma(Results (&result)[WARP_TILES][
     if (!kOverlap) product[0].start(value[tile][group], matrix);
     if (kOverlap && i + 1 < kProducts) {
       product[(i + 1) % 2].start(value[next / kGroups][next % kGroups], matrix);
-      WideProduct::finish<1>(result[tile][group], value[tile][group]);
+      finish_wide_product<1>(result[tile][group], value[tile][group]);
     } else {
-      WideProduct::finish<0>(result[tile][group], value[tile][group]);
+      finish_wide_product<0>(result[tile][group], value[tile][group]);
     }
     visit(tile, group);
   }

@@ -44,7 +44,7 @@ constexpr bool kNarrow = WGMMA && !WIDE;      // a lane's results are runs of 4 
 static_assert(!kWideProduct || !kPackedUnits, "all columns of a group are of one row");
 // What shared memory holds after the stages, from its start: the B matrix of a wide product, then sums of squares.
 constexpr u32 kColumnMatrix = STAGES * kStageBytes;
-constexpr u32 kSquares = kColumnMatrix + (kWideProduct ? 64 * 64 * 2 : 0);
+constexpr u32 kSquares = kColumnMatrix + (kWideProduct ? 64 * 64 * (kColumnsToTf32 ? 4 : 2) : 0);
 
 // A vector of a unit: its chunk among all of the unit's, and its i.
 struct Place {

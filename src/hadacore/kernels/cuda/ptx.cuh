@@ -377,6 +377,15 @@ __device__ __forceinline__ void mma_m16n8k16_f32_bf16(float (&d)[4], u32 a0, u32
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
+// mma.m16n8k8 of fp32 words of which 19 bits count, sign, exponent and 10 of the mantissa (tf32). Fragments:
+//   A: a0 (row g, k t)  a1 (row g+8, k t)  a2 (row g, k t+4)  a3 (row g+8, k t+4)
+//   B: b0 (k t, column g)  b1 (k t+4, column g)
+__device__ __forceinline__ void mma_m16n8k8_f32_tf32(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1, const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
 // No instruction: what is computed from the value stays after the volatile instructions before this.
 __device__ __forceinline__ void order_after(float& value) {
   asm volatile("" : "+f"(value) :: "memory");

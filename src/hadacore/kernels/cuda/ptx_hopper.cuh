@@ -77,6 +77,11 @@ __device__ __forceinline__ void griddepcontrol_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+// prefetch: the line of the second-level cache that has this address.
+__device__ __forceinline__ void prefetch_global_L2(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" :: "l"(address) : "memory");
+}
+
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
@@ -87,6 +92,17 @@ __device__ __forceinline__ void barrier_cluster_wait() {
 #endif
 
 #if WGMMA
+// setmaxnreg: registers of a thread from here on, a multiple of 8; all of a warpgroup.
+template <int COUNT>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(COUNT));
+}
+
+template <int COUNT>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(COUNT));
+}
+
 // wgmma.mma_async.m64n64k16, D = A B + D (add != 0) or A B. Each of the four warps has 16 rows of A and D, fragments as those
 // of mma.m16n8k16: d[n] are columns 8 n .. 8 n + 7. B is in shared memory, 16 rows (K) of 64 elements (N), which `b`
 // describes; the last immediate says that N is the contiguous dimension.

@@ -8,6 +8,11 @@
 // ahead would need two; it cannot be, since it needs this block's maxima of the round between, which this block
 // publishes only after all its threads have read those of the round before.
 
+// The barrier of all warps that share rows: of the block, unless it is named.
+#ifndef MAXIMA_BARRIER
+#define MAXIMA_BARRIER bar_sync
+#endif
+
 constexpr u32 kWarpMaxima = (kEndOfOtherShared + 15) / 16 * 16;
 constexpr u32 kBlockMaxima = (kWarpMaxima + 4 * MAXIMA_SLOTS * MAXIMA_ROWS * MAXIMA_WARPS + 15) / 16 * 16;
 constexpr u32 kMaximaBarriers = kBlockMaxima + 2 * 16 * MAXIMA_BLOCKS;
@@ -58,7 +63,7 @@ struct RowMaxima {
 
   // Everybody has published.
   __device__ __forceinline__ void meet() {
-    bar_sync();
+    MAXIMA_BARRIER();
 #if MAXIMA_BLOCKS > 1
     const u32 turn = round & 1, barrier = shared + kMaximaBarriers + 8 * turn;
     if (threadIdx.x == 0) mbarrier_arrive_expect_tx(barrier, 16 * (MAXIMA_BLOCKS - 1));

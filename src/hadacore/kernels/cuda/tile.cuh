@@ -30,6 +30,30 @@ struct Fragment {
   }
 };
 
+// The same as A fragments of two mma of tf32, for pair elements k = 2t, 2t+1 with bit 3 of k clear, and set.
+struct TwoFragments {
+  u32 a[2][4];
+
+  __device__ __forceinline__ void set(u32 sign_low, u32 sign_high, u32 zero) {
+    const u32 one = 0x3f800000u, first = one ^ sign_low << 16, second = one ^ sign_high, minus = 0x80000000u;
+    a[0][0] = first | zero;
+    a[0][1] = first ^ zero;
+    a[0][2] = second | zero;
+    a[0][3] = second ^ zero;
+    a[1][0] = first + zero;
+    a[1][1] = first ^ minus ^ zero;
+    a[1][2] = second + zero;
+    a[1][3] = second ^ minus ^ zero;
+  }
+};
+
+// Where codes follow, what one product gives goes to the next in 11 bits of significand.
+constexpr bool kToTf32 = ENCODING && kSixteenBit;
+
+// An fp32 word of which the Tensor Cores take 11 bits of significand. They cut off, 0.72 of 2^-11 on average, which is made good here;
+// what has no more bits stays as it is.
+__device__ __forceinline__ u32 to_tf32(float v) { return mov_b32_f32(v * (1.f + 0.7213f * 0x1p-11f)); }
+
 // Signs and strides need the registers more.
 constexpr bool kOwnRegisters = SIGNS == 0 && !STRIDED;
 
@@ -37,6 +61,7 @@ struct Hadamard16 {
   u32 pair;        // in the element type; bfloat16 after a prologue
   Fragment exact;  // likewise, for the first product
   Fragment split;  // in bfloat16, for the second
+  TwoFragments both;  // in tf32, for the second where codes follow
 
   __device__ __forceinline__ void init(int lane, i64 rows) {
     const u32 g = lane >> 2, k = 2 * (lane & 3);
@@ -46,6 +71,7 @@ struct Hadamard16 {
     if (!kTwoProducts) return;
     exact.set(pair, kOwnRegisters ? (u32)(rows >> 62) : 0);
     split.set(0x3f803f80u ^ sign_low ^ sign_high, kOwnRegisters ? (u32)(rows >> 61) : 0);
+    if (kToTf32) both.set(sign_low, sign_high, kOwnRegisters ? (u32)(rows >> 60) : 0);
   }
 };
 
@@ -60,6 +86,10 @@ __device__ __forceinline__ void mma_exact(float (&d)[4], const Fragment& h, u32 
 
 __device__ __forceinline__ void mma_split(float (&d)[4], const Fragment& h, const u32 (&b)[2], const float (&c)[4]) {
   mma_m16n8k16_f32_bf16(d, h.a[0], h.a[1], h.a[2], h.a[3], b[0], b[1], c);
+}
+
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const u32 (&a)[4], float b0, float b1, const float (&c)[4]) {
+  mma_m16n8k8_f32_tf32(d, a[0], a[1], a[2], a[3], to_tf32(b0), to_tf32(b1), c);
 }
 
 // ---- butterflies ----------------------------------------------------------------------------------
@@ -109,9 +139,15 @@ __device__ __forceinline__ void multiply_columns(float (&d)[4], const PackedTile
 
 __device__ __forceinline__ void multiply_columns(float (&d)[4], const TileValues& x, u32 b0, u32 b1) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  const u32 sign_low = b0 << 16, sign_high = b0 & 0xffff0000u, second_low = b1 << 16, second_high = b1 & 0xffff0000u;
+  float part[4];
+  if (kToTf32) {
+    mma_m16n8k8_f32_tf32(part, to_tf32(x.v[0]), to_tf32(x.v[2]), to_tf32(x.v[1]), to_tf32(x.v[3]), sign_low, sign_high, zero);
+    mma_m16n8k8_f32_tf32(d, to_tf32(x.v[4]), to_tf32(x.v[6]), to_tf32(x.v[5]), to_tf32(x.v[7]), second_low, second_high, part);
+    return;
+  }
   u32 high[4], low[4];
   split_tile(high, low, x);
-  float part[4];
   mma_m16n8k16_f32_bf16(part, low[0], low[1], low[2], low[3], b0, b1, zero);
   mma_m16n8k16_f32_bf16(d, high[0], high[1], high[2], high[3], b0, b1, part);
 }
@@ -142,6 +178,16 @@ __device__ __forceinline__ void multiply_rows(float (&d)[2][4], const PackedTile
 
 __device__ __forceinline__ void multiply_rows(float (&d)[2][4], const TileValues& x, const Hadamard16& h) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
+  if (kToTf32) {
+#pragma unroll
+    for (int bit2 = 0; bit2 < 2; ++bit2) {
+      const float* v = x.v + 4 * bit2;
+      float part[4];
+      mma_tf32(part, h.both.a[0], v[0], v[1], zero);
+      mma_tf32(d[bit2], h.both.a[1], v[2], v[3], part);
+    }
+    return;
+  }
   u32 high[4], low[4];
   split_tile(high, low, x);
 #pragma unroll
@@ -168,12 +214,17 @@ __device__ __forceinline__ void tile_by_two_products(float (&value)[8], const Ti
   multiply_rows(first, x, h);
 #pragma unroll
   for (int bit1 = 0; bit1 < 2; ++bit1) {
-    u32 high[2], low[2];  // [bit 2]
-#pragma unroll
-    for (int bit2 = 0; bit2 < 2; ++bit2) split_pair(high[bit2], low[bit2], first[bit2][2 * bit1], first[bit2][2 * bit1 + 1]);
     float part[4], second[4];
-    mma_split(part, h.split, low, zero);  // the small part first: the sum loses less
-    mma_split(second, h.split, high, part);
+    if (kToTf32) {
+      mma_tf32(part, h.both.a[0], first[0][2 * bit1], first[0][2 * bit1 + 1], zero);
+      mma_tf32(second, h.both.a[1], first[1][2 * bit1], first[1][2 * bit1 + 1], part);
+    } else {
+      u32 high[2], low[2];  // [bit 2]
+#pragma unroll
+      for (int bit2 = 0; bit2 < 2; ++bit2) split_pair(high[bit2], low[bit2], first[bit2][2 * bit1], first[bit2][2 * bit1 + 1]);
+      mma_split(part, h.split, low, zero);  // the small part first: the sum loses less
+      mma_split(second, h.split, high, part);
+    }
     value[2 * bit1] = second[0];
     value[2 * bit1 + 1] = second[1];
     value[4 + 2 * bit1] = second[2];

@@ -13,6 +13,7 @@
 #define MAXIMA_ROWS 1
 #define MAXIMA_SLOTS 1
 #define MAXIMA_BLOCKS CLUSTER
+#define MAXIMA_BARRIER bar_sync_multiplying
 constexpr bool kBlockIsRow = kMakesScales && QUANTIZED_BLOCK == kSize;
 constexpr bool kHasParts = kMakesScales && !kBlockIsRow;
 constexpr int kBlockColumns = kColumns / COLUMN_SPLITS;
@@ -33,7 +34,8 @@ constexpr u32 kMaximaOfParts = kPanelRows * kRowBytes;  // from where codes are
 constexpr u32 kReciprocals = kMaximaOfParts + WARPGROUPS * kOwnSets * 4 * kPanelRows * 4;
 constexpr u32 kEndOfParts = kHasParts ? kReciprocals + kParts * kPanelRows * 4 : kMaximaOfParts;
 static_assert(kEndOfParts <= kStageBytes, "codes and maxima of parts find room where the panel was");
-constexpr u32 kEndOfOtherShared = kCodes + (REFILLED ? kEndOfParts : 0);
+constexpr u32 kHandover = kCodes + (REFILLED ? kEndOfParts : 0);
+constexpr u32 kEndOfOtherShared = kHandover + (PRODUCERS ? 16 : 0);
 
 __device__ __forceinline__ u32 chunk_of_codes(int i, int chunk) {
   return chunk ^ (kRowBytes == 64 ? i >> 1 & 3 : i & 7);
@@ -72,7 +74,7 @@ struct PartScales {
       if (8 * kOwn > kValues && value >= kValues) continue;
       st_shared_u32(place_of_maximum(place, warpgroup * kOwnSets + set, warp, 8 * tile + 2 * (lane & 3) + value % 2), magnitude[n]);
     }
-    bar_sync();
+    bar_sync_multiplying();
     // One thread a part, the parts of an i' side by side, as scales lie in memory.
     constexpr int kAtOnce = kThreads / kParts;
     const int thread = mov_u32_tid_x(), part = thread % kParts, first_i = thread / kParts;
@@ -88,7 +90,7 @@ struct PartScales {
       st_shared_f32(place + kReciprocals + 4 * (part * kPanelRows + first_i) + 4 * n, s.reciprocal);
       if (n + kAtOnce <= ORDER || i < ORDER) q.store_scale(first_part_of_row + i * (kColumns / kPartColumns) + part, s);
     }
-    bar_sync();
+    bar_sync_multiplying();
   }
 
   // Of rows i' = 2 t and 2 t + 1 of a tile, for a group of the block's.
@@ -235,6 +237,6 @@ __device__ __forceinline__ void quantize_row(const Rows& r, const Quantizer& q, 
   }
   const int thread = mov_u32_tid_x();  // read again, so that no addresses are kept over the loop
   put_codes(q, y, s.reciprocal, row, place, first_group, group_of_block, thread);
-  bar_sync();
+  bar_sync_multiplying();
   copy_codes(r.y + (row * kSize + block * kBlockColumns) * kCodeBits / 8, place, thread);
 }

@@ -24,7 +24,7 @@
 // tell more blocks apart (few rows) as if all groups were there, of which one is kept. So the number of TENSOR_SHARES decides the
 // order of sums, and is the same for all configurations of a size: a result has the same bits however many rows there are.
 
-extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(kThreads + kProducers, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
 #if PROLOGUE
   PROLOGUE_OF_PARAMETERS(prologue)
@@ -41,7 +41,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   const u32 first_stage = cvta_to_shared_dynamic();
   const u32 both_stages = 2 * first_stage + kStageBytes;  // the sum of where they start: minus one it is the other
   u32 stage = first_stage;
+#if PRODUCERS
+  Handover handover;
+  handover.init(first_stage);
+#else
   write_column_matrices(first_stage + kColumnMatrix);
+#endif
   const u64 column_matrix = describe_rows(first_stage + kColumnMatrix), base = describe_rows(first_stage + kBase);
 
 #if ENCODING
@@ -52,20 +57,44 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #endif
 #endif
 
+#if PRODUCERS
+  bar_sync();
+  if (threadIdx.x >= kThreads) {
+    if (PRODUCER_REGISTERS) setmaxnreg_dec<PRODUCER_REGISTERS>();
+    begin_memory_accesses();
+    produce_rows(problem, prologue, row, step, stage, handover);
+#if CLUSTER > 1
+    barrier_cluster_wait();
+#endif
+    return;
+  }
+  if (PRODUCER_REGISTERS) setmaxnreg_inc<REGISTERS>();
+  write_column_matrices(first_stage + kColumnMatrix);
+#endif
+
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
+  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
 #endif
-  start_row(problem, row, stage);
+  if (!PRODUCERS) start_row(problem, row, stage);
   write_base(first_stage + kBase, first_row);  // while the first row is on its way
+#if PRODUCERS
+  fence_proxy_async();
+  bar_sync_multiplying();
+#endif
 #pragma unroll 1
   do {
+#if PRODUCERS
+    handover.wait_for_row();
+#else
     cp_async_wait_all();
 #if PROLOGUE
     activate_row(problem, prologue, row, stage);
 #endif
     finish_row(problem, row, stage);
     bar_sync();  // everyone's copies are there; and nobody reads the other stage any more
+#endif
     Sums d;
     wgmma_fence();
     if constexpr (kSelectedShares == 1) {
@@ -89,8 +118,12 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll
       for (int i = 0; i < 4 * kOwnGroups * kRowTiles; ++i) d[i / 4][i % 4] = part[0][i / 4][i % 4];
     }
-    bar_sync();  // the panel has been read, and results, or the next row, may take its place
+    bar_sync_multiplying();  // the panel has been read, and results, or the next row, may take its place
+#if PRODUCERS
+    if (threadIdx.x == 0 && row + step < problem.rows) handover.tell_it_was_read();
+#else
     if (REFILLED && row + step < problem.rows) start_row(problem, row + step, stage);
+#endif
     contract_groups(d);
 #if ENCODING
     Results y[kOwnGroups];  // take the registers of the sums, group by group
@@ -100,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
     for (int own = 0; own < kOwnGroups; ++own) {
       Operand a;
       order_after_wait(reinterpret_cast<Results&>(d[own * kRowTiles]));  // so that it is not split any earlier
-      a.split(d, own, lane);
+      a.take(d, own, lane);
       start_base(y[own], a, base);
       wgmma_wait_group<0>();
       order_after_wait(y[own]);
