@@ -63,12 +63,37 @@ def check(
         operands=Operands(prologue.operands, residual, getattr(description, "epsilon", 0.0), tokens), **given,
     )  # fmt: skip
     rotated = oracle.transform(values.double().reshape(rows, n), signs=signs, base=base)
-    bound = tolerances.rotated_bound(values.double().reshape(rows, n), n, n**-0.5, x.dtype, True, base, tensor_cores=True)
+    bound = tolerances.rotated_bound(
+        values.double().reshape(rows, n), n, n**-0.5, x.dtype, True, base, tensor_cores=True
+    )
     error = (codes.double() * scales.double()[:, None] - rotated).abs()
     assert (error <= scales.double()[:, None] * 0.5 * (1 + 2.0**-20) + bound).all()
     if residual is not None:
         assert torch.equal(residual, prologue.residual)
     return codes, scales
+
+
+@pytest.mark.parametrize("code", range(3))
+def test_gated_rows_of_several_transforms(code: int) -> None:
+    """A block has a row of gates and ups, and gives it one scale."""
+    torch.manual_seed(0)
+    n, size, dtype = 1280, 128, (torch.float16, torch.bfloat16, torch.float32)[code]
+    gate, up = 4 * torch.randn(3, n).to(dtype), torch.randn(3, n).to(dtype)
+    prologue, quantizer = prologues.silu_mul(order="gate_up"), Quantizer(BY_NAME["int8"], n)
+    fusion = fusion_of(quantizer, n, False, fused_prologue(prologue.description, n))
+    (candidate,) = candidates(code, 7, ARCHITECTURES["sm_90a"], fusion)
+    codes, scales = torch.zeros(3, n, dtype=torch.int8), torch.zeros(3)
+    EmulatedKernel(candidate.configuration).run(
+        torch.cat((gate, up), -1), codes, size**-0.5, 3 * n // size, grid=3,
+        scales=Scales(scales, None, scale_factor(quantizer), 3), operands=Operands((), None, 0.0, 1),
+    )  # fmt: skip
+    values = prologue_reference.apply(prologue.description, torch.cat((gate, up), -1), (), None).double()
+    rotated = oracle.transform(values, block_size=size)
+    bound = tolerances.rotated_bound(values, size, size**-0.5, dtype, True, tensor_cores=True)
+    error = (codes.double() * scales.double()[:, None] - rotated).abs()
+    assert (error <= scales.double()[:, None] * 0.5 * (1 + 2.0**-20) + bound).all()
+    largest = rotated.abs().amax(-1)
+    assert ((scales.double() * 127 - largest).abs() <= bound.amax(-1)).all()
 
 
 def _configurations(log2_size: int, code: int) -> list[KernelConfiguration]:

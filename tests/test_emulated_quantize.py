@@ -21,7 +21,7 @@ from hadacore.kernels.base_configurations import (
     BaseConfiguration,
     panel_candidates,
 )
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration, candidates
 from hadacore.kernels.fusion import fusion_of, scale_factor
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.quantization import layouts, reference
@@ -68,12 +68,13 @@ def _scales_buffer(quantizer: Quantizer, rows: int, columns: int) -> Tensor:
 def _run(
     configuration: AnyConfiguration, quantizer: Quantizer, x: Tensor, *, given: Tensor | None = None,
     signs: Tensor | None = None, base: Tensor | None = None, n: int | None = None, cuda_arch: int = 900, seed: int = 0,
-    stochastic_seed: int = 5,
+    stochastic_seed: int = 5, shared_row: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Codes as bytes and scales as they lie in memory, of the kernel run on ``x``; ``base`` has any strides without gaps."""
     n = n or configuration.size
     rows = x.numel() // n
-    fused = replace(configuration, fusion=fusion_of(quantizer, n, given is not None))
+    of_row = {"shared_row": shared_row} if shared_row else {}
+    fused = replace(configuration, fusion=fusion_of(quantizer, n, given is not None), **of_row)
     columns = n // quantizer.block if quantizer.block else 0
     codes = torch.full((x.numel() * quantizer.format.encoding.bits // 8,), 0x55, dtype=torch.uint8)
     scales = _scales_buffer(quantizer, rows, columns)
@@ -199,6 +200,57 @@ def test_blocks_across_short_transforms() -> None:
     """A block, or a short row, may span several transforms that stand in one tile."""
     check(replace(SHORT, log2_size=5), Quantizer(BY_NAME["int4"], 128), exact_rows(6, 384, torch.bfloat16), n=384)
     check(replace(SHORT, log2_size=5), Quantizer(BY_NAME["int8"], 64), exact_rows(9, 64, torch.bfloat16), n=64)
+
+
+# Elements of a row and of its transforms: warps that all have as many units and not, packed units and whole ones.
+SHARED_ROWS = [(512, 16), (2304, 64), (4096, 128), (2816, 256), (3584, 512), (8192, 2048), (14336, 128)]
+
+
+@pytest.mark.parametrize("code", range(3))
+@pytest.mark.parametrize("n, size", SHARED_ROWS)
+def test_a_scale_for_a_row_of_several_transforms(n: int, size: int, code: int) -> None:
+    for name in ("fp8_e4m3", "int8", "int4")[: 3 if n < 4096 else 1]:
+        quantizer = Quantizer(BY_NAME[name], n, 0.9)
+        found = candidates(code, size.bit_length() - 1, ARCHITECTURES["sm_90a"], fusion_of(quantizer, n, False))
+        (c,) = [candidate.configuration for candidate in found]
+        assert c.shared_row == n and f"a row of {n} a block" in str(c)
+        check(replace(c, fusion=None, shared_row=0), quantizer, exact_rows(3, n, DTYPES[code]), n=n, shared_row=n)
+
+
+@pytest.mark.parametrize("signs_are", [SIGNS_BEFORE, SIGNS_AFTER], ids=["before", "after"])
+def test_signs_of_a_row_of_several_transforms(signs_are: int) -> None:
+    c = KernelConfiguration("warp_rows", 1, 7, 0, 3, 2).with_options(signs_are, False)
+    signs = (torch.randint(0, 2, (4, 128)) * 2 - 1).bfloat16()
+    check(
+        c,
+        Quantizer(BY_NAME["int8"], 1280),
+        exact_rows(2, 1280, torch.bfloat16),
+        n=1280,
+        signs=signs[:1],
+        shared_row=1280,
+    )
+
+
+def test_a_bad_row_of_several_transforms_touches_no_other() -> None:
+    x = exact_rows(5, 2048, torch.bfloat16)
+    x[1] = 0
+    x[2, 3], x[4, 1500] = float("nan"), float("inf")
+    check(KernelConfiguration("warp_rows", 1, 7, 0, 4, 2), Quantizer(BY_NAME["int8"], 2048), x, n=2048, shared_row=2048)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shared_row": 1024}, "warps share a row for its scale"),
+        ({"units": 1}, "a block has all of a row, in whole units of 256"),
+        ({"log2_size": 11, "log2_tiles": 3}, "a block has all of a row, in whole units of 2048"),
+    ],
+)
+def test_rows_that_no_block_shares(changes: dict[str, int], message: str) -> None:
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], 1280), 1280, False)
+    good = KernelConfiguration("warp_rows", 1, 7, 0, 3, 2, shared_row=1280, fusion=fusion)
+    with pytest.raises(ValueError, match=message):
+        replace(good, **changes)
 
 
 @pytest.mark.parametrize("signs_are", [SIGNS_BEFORE, SIGNS_AFTER], ids=["before", "after"])

@@ -52,7 +52,8 @@ def test_every_row_count_finds_a_kernel(n: int, code: int, architecture: str) ->
     [
         (64, 4, ROW, 64, None, "a transform of 4 elements is shorter than a vector of 16 bytes"),
         (1 << 16, 1 << 16, ROW, 1 << 16, None, "a transform of 65536 elements takes several passes over memory"),
-        (4096, 128, ROW, 4096, None, "4096 elements that share a scale are several transforms of 128"),
+        (8192, 4096, ROW, 8192, None, "8192 elements that share a scale are several transforms of 4096"),
+        (384, 64, ROW, 384, None, "384 elements that share a scale are several transforms of 64"),
         (
             96,
             96,

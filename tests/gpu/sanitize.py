@@ -76,6 +76,14 @@ def _quantize(element: Element) -> int:
                 torch.cuda.synchronize()
                 assert torch.isfinite(q.dequantize()).all()
                 launched += 1
+    for size, block_size in ((2304, 64), (4096, 128), (14336, 512)):
+        for rows in (3, 301):
+            x, up = (torch.randn(rows, size, device="cuda").to(element.dtype) for _ in range(2))
+            for prologue in (None, prologues.silu_mul(up)):
+                q = hadamard_quantize(x, "int8", prologue=prologue, block_size=block_size)
+                torch.cuda.synchronize()
+                assert torch.isfinite(q.dequantize()).all()
+                launched += 1
     for order, size in ((5, 320), (28, 3584), (172, 11008)):
         x, up = (torch.randn(7, size, device="cuda").to(element.dtype) for _ in range(2))
         for dtype in dict.fromkeys((element.dtype, torch.float32)):

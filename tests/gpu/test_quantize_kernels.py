@@ -107,9 +107,31 @@ def test_blocks_of_the_transform() -> None:
     """Rows of several transforms: scales for parts of a transform, for a transform and, where a tile holds it, for several."""
     for n, size, name, granularity in (
         (1024, 128, "fp8_e4m3", 128), (4096, 256, "nvfp4", 16), (4096, 512, "mxfp8", 32), (14336, 3584, "int4", 64),
-        (256, 64, "int8", "row"), (384, 32, "int4", 128),
+        (256, 64, "int8", "row"), (384, 32, "int4", 128), (2304, 64, "int4", "row"), (14336, 128, "fp8_e4m3", "row"),
+        (11008, 256, "int8", "row"), (8192, 2048, "fp8_e4m3", "row"), (28672, 512, "int8", "row"),
     ):  # fmt: skip
         _check_exact(exact_rows(9, n, torch.bfloat16).cuda(), BY_NAME[name], granularity, size=size)
+
+
+def test_a_scale_for_a_row_of_several_transforms() -> None:
+    """Every type, with signs before and after, at strides, after a gated activation, and with no difference to fewer rows."""
+    for dtype in DTYPES:
+        x = exact_rows(300, 4096, dtype).cuda()
+        signs = (torch.randint(0, 2, (4096,), device="cuda") * 2 - 1).to(torch.int8)
+        for inverse in (False, True):
+            _check_exact(x, BY_NAME["int8"], "row", size=128, signs=signs, inverse=inverse)
+        _check_exact(x[:, :2048], BY_NAME["fp8_e4m3"], "row", size=128)
+        gate, up = (torch.randn(300, 4096, device="cuda").to(dtype) for _ in range(2))
+        silu = prologues.silu_mul(up)
+        q = hadamard_quantize(gate, "int8", block_size=128, prologue=silu)
+        values = prologue_reference.apply(silu.description, gate, silu.operands, None)
+        codes, scales = reference.quantize(
+            hadacore.hadamard_transform(values, block_size=128), Quantizer(BY_NAME["int8"], 4096)
+        )
+        torch.testing.assert_close(q.scales.view(scales.shape), scales, rtol=2 * tolerances.TF32_ERROR * 2, atol=0)
+        assert ((q.codes.int() - codes.int()).abs() <= 1).all()
+        few = hadamard_quantize(gate[:3], "int8", block_size=128, prologue=prologues.silu_mul(up[:3]))
+        assert _same(few.codes, q.codes[:3]) and _same(few.scales, q.scales[:3])
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -153,7 +175,7 @@ def test_every_configuration_with_a_base_gives_the_same_bits(order: int, n: int,
             codes, scales = _run(configuration, x, quantizer, None, base)
             assert _same(q.codes, codes) and _same(q.scales, scales), configuration
         bound = tolerances.rotated_bound(x, n, n**-0.5, dtype, base=base)
-        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.3)
+        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.4)
 
 
 def test_what_no_kernel_does_with_a_base_is_composed() -> None:
@@ -248,7 +270,7 @@ def test_every_configuration_gives_the_same_bits(n: int, dtype: torch.dtype) -> 
         assert _same(q.codes.flatten().view(torch.uint8), first[0])
         # Where a base has 924 terms the bound is as wide as FP8's steps, and says nothing about its codes.
         if n < 29568 or name in ("int4", "nvfp4"):
-            assert_quantized_within(q, exact, bound, differing=0.2 if n < 29568 else 0.3)
+            assert_quantized_within(q, exact, bound, differing=0.3)
 
 
 @pytest.mark.parametrize("n", [16, 128, 1024, 4096, 32768, 448, 2560, 5120, 9216, 14336, 28672])
@@ -328,15 +350,15 @@ def test_stochastic_codes_do_not_depend_on_the_rows_after() -> None:
 
 
 def _close(q: hadacore.QuantizedTensor, values: Tensor, base: Tensor | None = None) -> None:
-    """INT8 codes of the rotated fp32 values of a prologue: exp and the sum of squares are the platform's to a few units in the
-    last place, so scales are equal to 2^-12 and few codes differ, by one."""
+    """INT8 codes of the rotated fp32 values of a prologue: two products take 11 bits of them, so the largest magnitude, four
+    times the root mean square and more, is off by 8 deviations at most (``tolerances.py``), and few codes differ, by one."""
     rotated = hadacore.hadamard_transform(values, base=base)
     codes, scales = reference.quantize(
         rotated.view(-1, rotated.shape[-1]), Quantizer(BY_NAME["int8"], rotated.shape[-1])
     )
-    torch.testing.assert_close(q.scales.view(scales.shape), scales, rtol=2.0**-12, atol=0)
+    torch.testing.assert_close(q.scales.view(scales.shape), scales, rtol=8 * 2**0.5 * tolerances.TF32_ERROR / 4, atol=0)
     difference = (q.codes.view(codes.shape).int() - codes.int()).abs()
-    assert difference.max() <= 1 and difference.float().mean() < 0.01
+    assert difference.max() <= 1 and difference.float().mean() < 0.02
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -53,6 +53,8 @@ class KernelConfiguration(Launchable):
             ``ALONE`` is an ordinary launch.
         signs: ``NO_SIGNS``, ``SIGNS_BEFORE`` or ``SIGNS_AFTER`` the transform.
         strided: Rows lie at two-level strides rather than one after the other.
+        shared_row: ``warp_rows`` only: elements of a row of several transforms that the warps of a block share, for its scale;
+            0 where a warp needs no others.
         output_code: ``exchange_rows`` only: ``OUTPUT`` of the CUDA text, the type of the results, where it is not the
             element's.
         fusion: The quantizer that takes the results, or None.
@@ -71,6 +73,7 @@ class KernelConfiguration(Launchable):
     programmatic: int = ALONE
     signs: int = NO_SIGNS
     strided: bool = False
+    shared_row: int = 0
     output_code: int | None = None
     fusion: Fusion | None = None
 
@@ -106,6 +109,12 @@ class KernelConfiguration(Launchable):
             raise ValueError(f"a warp must hold the whole row: {self}")
         elif self.output != self.element_code:
             raise ValueError(f"warp_rows stores what it loads, elements of one type: {self}")
+        elif self.shared_row:
+            if self.fusion is None or self.fusion.block != self.shared_row:
+                raise ValueError(f"warps share a row for its scale: {self}")
+            if self.shared_row % self.unit_elements or self.shared_row > self.warps * self.units * self.unit_elements:
+                raise ValueError(f"a block has all of a row, in whole units of {self.unit_elements}: {self}")
+            shared = self.fusion.shared_end(0, self.warps, 1, 1, 0)
         object.__setattr__(self, "threads", 32 * self.warps)
         object.__setattr__(self, "shared_bytes", shared)
         if self.fusion is not None:
@@ -114,7 +123,7 @@ class KernelConfiguration(Launchable):
     def _check_fusion(self, fusion: Fusion) -> None:
         whole = 256 if self.kernel == "warp_rows" else self.size  # a warp's access may hold several rows
         in_lanes = self.group <= fusion.block <= 32 * self.group and fusion.block & (fusion.block - 1) == 0
-        if fusion.block and not in_lanes and fusion.block != max(whole, self.size):
+        if fusion.block and not in_lanes and fusion.block not in (max(whole, self.size), self.shared_row):
             raise ValueError(f"a block must be a row or the elements that some of a warp's lanes hold: {self}")
 
     @property
@@ -140,12 +149,19 @@ class KernelConfiguration(Launchable):
             return vector
         return min(vector, 8 * self.tiles // (self.passes * self.warps * self.cluster))
 
+    @property
+    def unit_elements(self) -> int:
+        """``warp_rows``: a row, or 256 elements of packed rows."""
+        return max(1 << TILE_LOG2, self.size)
+
     def units_of(self, rows: int) -> int:
         """Rows, or for packed rows tiles of 256 elements, that a launch works on."""
         return rows if self.log2_size >= TILE_LOG2 else -(-rows * self.size // 256)
 
     def grid(self, rows: int, multiprocessors: int) -> int:
         """Clusters (blocks, where the cluster is one block) to launch for ``rows`` rows."""
+        if self.shared_row:
+            return rows * self.size // self.shared_row
         if self.kernel == "warp_rows":
             return -(-self.units_of(rows) // (self.warps * self.units))
         return min(rows, multiprocessors * self.minimum_blocks) if self.prefetch else rows
@@ -172,7 +188,7 @@ class KernelConfiguration(Launchable):
             "STRIDED": int(self.strided),
         }
         if self.kernel == "warp_rows":
-            values["UNITS"] = self.units
+            values |= {"UNITS": self.units, "SHARED_ROW": self.shared_row}
         else:
             values |= {"CLUSTER": self.cluster, "PASSES": self.passes, "PREFETCH": int(self.prefetch)}
         return values
@@ -187,6 +203,8 @@ class KernelConfiguration(Launchable):
         parts = [f"{self.kernel} 2^{self.log2_size}", f"{self.tiles} tiles/warp", f"{self.warps} warps/block"]
         if self.kernel == "warp_rows":
             parts.append(f"{self.units} units/warp")
+            if self.shared_row:
+                parts.append(f"a row of {self.shared_row} a block")
         else:
             parts += [f"{self.cluster} blocks/row", f"{self.passes} exchange pass" + ("es" if self.passes > 1 else "")]
             if self.prefetch:
@@ -352,10 +370,28 @@ _LAST: dict[int, tuple[Candidate, ...]] = {
 }
 
 
+def _of_shared_row(element_code: int, log2_size: int, fusion: Fusion) -> tuple[Candidate, ...]:
+    """Of rows of several transforms that share a scale: as few warps as hold a row, up to 16 of 32 elements a lane, then 64."""
+    unit = max(1 << TILE_LOG2, 1 << log2_size)
+    if not fusion.makes_scales or fusion.block <= unit or fusion.block % unit or log2_size > 11:
+        return ()
+    units_of_row, tiles = fusion.block // unit, unit >> TILE_LOG2
+    for most, per_lane in ((16, 4), (32, 8)):
+        units = max(1, per_lane // tiles)
+        warps = -(-units_of_row // units)
+        if warps <= most:
+            registers = 64 if units * tiles <= 4 else 112
+            plain = _warp(log2_size, warps, units, max(1, min(32, 65536 // (32 * warps * registers)))).configuration
+            return (Candidate(math.inf, replace(plain, shared_row=fusion.block, fusion=fusion)),)
+    return ()
+
+
 def _listed(element_code: int, log2_size: int, fusion: Fusion | None) -> tuple[Candidate, ...]:
     table = TABLE[4 if element_code == 2 else 2, log2_size]
     if fusion is None:
         return table
+    if of_shared_row := _of_shared_row(element_code, log2_size, fusion):
+        return of_shared_row
     first: tuple[Candidate, ...] = ()
     if element_code != 2 and fusion.prologue is not None:
         first = _WITH_PROLOGUE.get(log2_size, ())

@@ -69,7 +69,7 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
 
 # Those before the kernel itself that a quantizing epilogue needs.
 _QUANTIZING_PARTS: dict[str, tuple[str, ...]] = {
-    "warp_rows": (),
+    "warp_rows": ("shared_row.cuh", "row_maximum.cuh"),
     "heads": (),
     "exchange_rows": ("row_maximum.cuh",),
     "base_rows": ("base_quantize.cuh", "row_maximum.cuh"),
@@ -94,10 +94,10 @@ def kernel_source(configuration: Configuration, *, ptx: bool = True) -> str:
 def _tables(c: Configuration, ptx: bool) -> tuple[str, ...]:
     """What is written out for one configuration: the signs of its base, and instructions of its widths."""
     if isinstance(c, BaseConfiguration):
-        texts = (wgmma_text((64,)),) if ptx and c.wgmma and c.fusion is not None else ()
+        texts = [wgmma_text((64,))] if ptx and c.wgmma and c.fusion is not None else []
         if c.base == BASE_SIGNS:
-            texts += (_signs(base_signs_text, c.size, c.log2_merge, c.transposed, c.halves),)
-        return texts
+            texts.append(_signs(base_signs_text, c.size, c.log2_merge, c.transposed, c.halves))
+        return tuple(texts)
     if isinstance(c, WarpgroupConfiguration):
         signs = _signs(base_row_signs_text, c.size, c.log2_merge, c.transposed, False)
         return (wgmma_text(c.widths), signs) if ptx else (signs,)

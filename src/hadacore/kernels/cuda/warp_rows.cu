@@ -1,7 +1,8 @@
 // warp_rows.cu: rows that one warp holds entirely, sizes 1 to 2048.
 //
 // Each warp loads UNITS units of TILES tiles at once, all loads before the first use, transforms them in
-// registers and stores them where they came from. No shared memory, no barrier.
+// registers and stores them where they came from. No shared memory, no barrier, but where a scale is that of a row of several
+// transforms, whose warps meet once (shared_row.cuh).
 
 static_assert(PROGRAMMATIC != BEFORE_EXCHANGE, "there is none");
 #if ENCODING
@@ -13,9 +14,10 @@ constexpr int kWordsPerUnit = kTiles * kTileWords;
 #if ENCODING
 // A block of the quantizer is the lanes of one access of the warp, or some of them, or all of a row.
 constexpr int kBlockLanes = QUANTIZED_BLOCK / kVectorElements;
-constexpr bool kBlockIsRow = kBlockLanes > 32 && kMakesScales;
+constexpr bool kBlockIsRow = kBlockLanes > 32 && kMakesScales && !SHARED_ROW;
 static_assert(QUANTIZED_BLOCK == 0 || kBlockLanes > 0, "a lane's vector holds several blocks");
 static_assert(!kBlockIsRow || QUANTIZED_BLOCK == kUnitElements, "a block must be the row");
+static_assert(!SHARED_ROW || (QUANTIZED_BLOCK == SHARED_ROW && kMakesScales), "warps share a row for its scale");
 constexpr int kUnitVectors = kTiles * kTileVectors;
 
 #if PROLOGUE
@@ -96,17 +98,21 @@ __device__ __forceinline__ void quantize_tiles(const Quantizer& q, const Cursor&
 extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_transform(HADAMARD_PARAMETERS) {
   HADAMARD_ROWS(problem)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#if SHARED_ROW
+  const i64 first = (i64)blockIdx.x * kRowUnits + warp;
+  const Cursor cursor = cursor_of_shared_row(problem, first, warp, lane);
+#else
   const i64 first = (i64)blockIdx.x * (WARPS * UNITS) + warp;
   // A warp past the end leaves as a whole. Within a warp, units past the end are computed on zeros and not stored:
   // a condition around shuffles and products would cost a convergence barrier for each of them.
   if (first * kUnitElements >= problem.rows * kSize) return;
   const Cursor cursor = make_cursor(problem, first, lane);
+#endif
   Hadamard16 h;
   if (kTensorCores) h.init(lane, rows);
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
-  if (SCALE_LAYOUT == SWIZZLED && warp == 0) quantizer.clear_padding(blockIdx.x * 32 + lane, gridDim.x * 32);
 #endif
 
 #if PROLOGUE
@@ -136,7 +142,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 #endif
 
   let_next_kernel_start(AFTER_LOADS);
+#if ENCODING
+  // By the warps that every block has.
+  if (SCALE_LAYOUT == SWIZZLED && warp == 0) quantizer.clear_padding(blockIdx.x * 32 + lane, gridDim.x * 32);
+#endif
 
+#if SHARED_ROW
+  float results[UNITS][kUnitVectors][kVectorElements];
+  u32 largest[1] = {0};
+#endif
 #pragma unroll
   for (int u = 0; u < UNITS; ++u) {
     const i64 unit = first + u * WARPS;
@@ -165,7 +179,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
     transform_tiles(value, packed[u], h, lane);
 #endif
 
-#if ENCODING
+#if SHARED_ROW
+#pragma unroll
+    for (int i = 0; i < kUnitVectors; ++i) {
+#pragma unroll
+      for (int e = 0; e < kVectorElements; ++e) results[u][i][e] = (&value[0][0])[i * kVectorElements + e];
+      largest[0] = max_u32(largest[0], scale_and_measure(results[u][i], scales[i], sign_bits, 4 * i));
+    }
+#elif ENCODING
     quantize_tiles(quantizer, cursor, u * WARPS * kUnitElements, unit, value, scales, sign_bits, lane);
     continue;
 #else
@@ -182,4 +203,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
     }
 #endif
   }
+
+#if SHARED_ROW
+  RowMaxima maxima;
+  maxima.init(cvta_to_shared_dynamic(), 0);
+  maxima.publish(largest, 0, warp);
+  maxima.meet();
+  const BlockScale of_row = quantizer.scale_of(maxima.largest(0, 0));
+  if (threadIdx.x == 0) quantizer.store_scale(blockIdx.x, of_row);
+#pragma unroll
+  for (int i = 0; i < UNITS * kUnitVectors; ++i) {
+    const int u = i / kUnitVectors, vector = i % kUnitVectors;
+    const int distance = u * WARPS * kUnitElements + vector * 32 * kVectorElements;
+    const u64 index = (first + u * WARPS) * kUnitElements + vector * 32 * kVectorElements + lane * kVectorElements;
+    if (elements_present(cursor, distance) > 0)
+      encode_and_store(cursor.y + stored_bytes(distance), results[u][vector], of_row.reciprocal, quantizer, index);
+  }
+#endif
 }
