@@ -3,6 +3,7 @@ gated activations."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,13 +14,14 @@ from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE
 from hadacore.kernels.fusion import fused_prologue, fusion_of, scale_factor
+from hadacore.kernels.source import kernel_source
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
 from hadacore.kernels.warpgroup_table import EIGHT_BITS, EIGHT_BITS_PARTS, FOUR_BITS, GATED
 from hadacore.prologues import GatedActivation
 from hadacore.quantization import prologue_reference
 from tests import oracle, tolerances
 from tests import test_emulated_prologues as with_prologue
-from tests.emulator import EmulatedKernel, Operands, Scales, compiler
+from tests.emulator import EmulatedKernel, EmulationError, Operands, Scales, compiler
 from tests.quantized_values import exact_rows
 from tests.test_emulated_quantize import check
 
@@ -178,7 +180,13 @@ def test_gated_activations(shape: tuple[int, int, int, int, bool], code: int) ->
 
 
 # Order, column bits, warpgroups that multiply and that produce, blocks a row, and whether the next row takes the panel's place.
-PRODUCERS = [(12, 6, 1, 1, 1, True), (36, 7, 2, 1, 1, True), (36, 7, 1, 2, 1, True), (20, 8, 1, 3, 2, False), (28, 8, 2, 2, 1, True)]
+PRODUCERS = [
+    (12, 6, 1, 1, 1, True),
+    (36, 7, 2, 1, 1, True),
+    (36, 7, 1, 2, 1, True),
+    (20, 8, 1, 3, 2, False),
+    (28, 8, 2, 2, 1, True),
+]
 
 
 @pytest.mark.parametrize("shape", PRODUCERS)
@@ -205,6 +213,45 @@ def test_rows_that_other_warps_activate(shape: tuple[int, int, int, int, int, bo
             for count in (0, producers)
         ]
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# What is taken out of the handover between those who activate and those who multiply, and what is reported then.
+HANDOVER = {
+    "the wait for a row": (r"    handover\.wait_for_row\(\);", "", "was never written|is a race"),
+    "the wait until it was read": (r"    handover\.wait_until_read\(\);", "", "is a race"),
+    "the fence": (r"    finish_row\(r, row, stage\);\n    handover", "    handover", "no fence_proxy_async"),
+    "the barrier of a warp": (
+        r"    bar_warp_sync\(\);\n    if \(lane == 0\) mbarrier_arrive\(is_there\)",
+        "    if (lane == 0) mbarrier_arrive(is_there)",
+        "is a race",
+    ),
+}
+
+
+@pytest.mark.parametrize("taken_out", HANDOVER)
+def test_a_handover_with_a_part_missing_is_reported(taken_out: str) -> None:
+    call, instead, message = HANDOVER[taken_out]
+    n = 12 << 6
+    prologue = fused_prologue(GatedActivation("silu", "separate"), n)
+    c = WarpgroupConfiguration(
+        1,
+        12,
+        0,
+        6,
+        stages=1,
+        refilled=True,
+        producers=1,
+        fusion=fusion_of(Quantizer(BY_NAME["int8"], n), n, False, prologue),
+    )
+    text, count = re.subn(call, instead, kernel_source(c, ptx=False))
+    assert count == 1
+    gate, up = torch.randn(5, n).bfloat16(), torch.randn(5, n).bfloat16()
+    with pytest.raises(EmulationError, match=message):
+        for seed in range(4):
+            EmulatedKernel(c, text=text).run(
+                gate, torch.zeros(5, n, dtype=torch.int8), 1.0, 5, grid=1, seed=seed,
+                scales=Scales(torch.zeros(5), None, 1 / 127, 5), operands=Operands((up,), None, 0.0, 1),
+            )  # fmt: skip
 
 
 def test_a_gated_row_of_several_transforms() -> None:

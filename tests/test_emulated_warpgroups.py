@@ -253,7 +253,7 @@ MUTATIONS = {
         "is a race: this read and the write by|was never written",
     ),
     "barrier before results take the panel's place": (
-        r"bar_sync\(\);  // the panel",
+        r"bar_sync_multiplying\(\);  // the panel",
         "//",
         "is a race: this write and the read by",
     ),

@@ -114,7 +114,7 @@ def test_a_fused_plan_is_of_the_kernel_that_quantizes() -> None:
     c = plan.transform.configuration
     assert c is not None and c.kernel == "warpgroup_rows" and c.fusion is not None and c.fusion.prologue is not None
     assert plan.transform.problem.element.dtype == torch.bfloat16 and plan.transform.predicted_ratio is None
-    assert "on the prologue's values as bfloat16 high + low" in str(plan) and str(c) in str(plan)
+    assert "on the prologue's values as tf32" in str(plan) and str(c) in str(plan)
     few = plan_quantize(14336, "fp8_e4m3", rows=1, architecture="sm_90a").transform.configuration
     assert few is not None and few.cluster == 4 and few.fusion is not None and few.fusion.prologue is None
     power = plan_quantize(4096, "nvfp4", architecture="sm_90a").transform.configuration

@@ -53,7 +53,7 @@ def test_one_scale_for_each_group_of_heads(format: str, interleaved: bool | None
                 flat = codes[b, :, heads].reshape(1, -1)
                 one = QuantizedTensor(flat, descale[b, h].view(1, 1), format, flat.shape, "row")
                 ends = (values[b, :, heads].reshape(1, -1) for values in (exact, bound))
-                assert_quantized_within(one, *ends, clip_ratio=0.9)
+                assert_quantized_within(one, *ends, clip_ratio=0.9, differing=0.3 if device.type == "cuda" else 0.05)
                 if device.type == "cuda":  # a kernel of 16-bit inputs adds in another order
                     continue
                 expected, scales = oracle.quantize(y[b, :, heads].reshape(1, -1), format, y[b, :, heads].size, 0.9)

@@ -211,8 +211,8 @@ def test_plain_results_have_no_other_place() -> None:
 
 
 def test_shared_memory_with_codes() -> None:
-    """Two panels, the base and H64 in words of 4 bytes; then codes, maxima of four warps for two groups, reciprocals of four parts, by
-    40 rows; and two mbarriers."""
+    """Two panels, the base and H64 in words of 4 bytes; then codes, maxima of four warps for two groups, reciprocals of four
+    parts, by 40 rows; and two mbarriers."""
     prologue = fused_prologue(GatedActivation("silu", "separate"), 36 << 7)
     fusion = fusion_of(Quantizer(FORMATS["mxfp8"], 32), 36 << 7, False, prologue)
     prefetched = WarpgroupConfiguration(0, 36, 0, 7, fusion=fusion)

@@ -22,12 +22,13 @@ x_j being the part of x that column j of B multiplies. At most two products take
 where they should round, which at most doubles each rounding, and a scale rounds once more:
 |error| <= scale s_i (2 2^-18 + 2 (k + 2 m + 3) u_fp32), without the first term for float32.
 
-With Tensor Cores such a kernel gives the second product 11 bits of significand (tf32), of a value that it has raised by 0.72 of
-2^-11: cutting off leaves an error between -0.64 and 0.36 of 2^-10, over a mantissa between 1 and 2 whose logarithm is evenly
-distributed 0 on average and 0.224 of 2^-10 = 2.19e-4 of it in root mean square. (The square of u / m, u even in 0 to 1, is 0.1803 on
-average, that of its mean 0.1301.) An element is a signed sum of such values, independent of each other for random x, whose squares
-sum to sum_j B_ij^2 ||x_j||^2: it is off by a normal error, of which 8 standard deviations are allowed, since a sum of 16 squares
-may be twice its mean. After a prologue the first product takes such values as well.
+With Tensor Cores such a kernel gives the second product 11 bits of significand (tf32), of a value that it has raised by
+0.72 of 2^-11: cutting off leaves an error between -0.64 and 0.36 of 2^-10. Over a mantissa m between 1 and 2 whose logarithm
+is evenly distributed it is 0 on average and 0.224 of 2^-10 = 2.19e-4 in root mean square: with u even in 0 to 1, the mean
+square of u / m is 0.1803, the square of its mean 0.1301. An element is a signed sum of such values, independent of each other
+for random x, whose squares sum to sum_j B_ij^2 ||x_j||^2: it is off by a normal error, of which 8 standard deviations are
+allowed, since a sum of 16 squares may be twice its mean. Below 256 there is one product, which is exact; after a prologue the
+first takes such values as well.
 
 Codes and scales of them. Finding a scale, multiplying by it and rounding to a code are monotonic, so a scale lies between
 those of magnitudes smaller and larger by that bound, and a code between those of the values at both ends: the same, but
@@ -117,7 +118,8 @@ def rotated_bound(
     bound = mass * (split + 2 * (roundings(size, base) + 1 + 2 * prologue) * FLOAT32_ROUNDOFF)
     if dtype != torch.float32 and (x.is_cuda if tensor_cores is None else tensor_cores):
         norm = spread(matrix.square() @ parts.square().sum(-1, keepdim=True)).sqrt()
-        bound = bound + _DEVIATIONS * TF32_ERROR * (1 + prologue) ** 0.5 * norm
+        products = int(size >= 256 or base is not None or factor(size).base_order > 1) + prologue
+        bound = bound + _DEVIATIONS * TF32_ERROR * products**0.5 * norm
     return abs(scale) * bound
 
 

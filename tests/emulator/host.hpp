@@ -311,8 +311,6 @@ __device__ __forceinline__ void griddepcontrol_wait() {
   emulator::wait_for_previous_grid();
 }
 
-__device__ __forceinline__ void prefetch_global_L2(const void* address) { (void)address; }
-
 __device__ __forceinline__ void barrier_cluster_arrive() {
   emulator::cluster_arrive(__func__);
 }

@@ -270,16 +270,17 @@ class Program:
 
 
 class EmulatedKernel(Program):
-    """A configuration of the transform, compiled from the package's own text for an ``__CUDA_ARCH__``."""
+    """A configuration of the transform, compiled from the package's own text, or another, for an ``__CUDA_ARCH__``."""
 
     def __init__(
-        self, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, *, cuda_arch: int = 900
-    ) -> None:
+        self, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, *, cuda_arch: int = 900,
+        text: str | None = None,
+    ) -> None:  # fmt: skip
         c = configuration
         # The compiler's own erff is not known without a header.
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)), ("erff", "emulator::error_function"))
         super().__init__(
-            kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
+            text or kernel_source(c, ptx=False), _ENTRY, defined, threads=c.threads, shared_bytes=c.shared_bytes,
             cluster=c.cluster, programmatic=bool(c.programmatic),
         )  # fmt: skip
         self.configuration = c

@@ -17,6 +17,7 @@ from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 
 TENSOR_CORES_EXACT = "Tensor Cores"
 TENSOR_CORES_SPLIT = "Tensor Cores, high + low"
+TENSOR_CORES_CUT = "Tensor Cores, 11 bits"  # of significand, where codes follow
 REGISTERS = "registers"
 LANES = "lanes"
 EXCHANGE = "exchange"
@@ -50,7 +51,16 @@ def _on_what(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
     """What the first product multiplies."""
     if c.fusion is None or c.fusion.prologue is None:
         return "on the input"
-    return "on the prologue's values" + (" as bfloat16 high + low" if c.element_code != 2 else "")
+    if c.element_code == 2:
+        return "on the prologue's values"
+    return "on the prologue's values as " + ("bfloat16 high + low" if c.kernel == "base_rows" else "tf32")
+
+
+def _second_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, shape: str) -> tuple[str, str]:
+    """What a product of accumulators is, and what it makes of them. ``shape``: of an instruction, up to its K."""
+    if c.fusion is None or (isinstance(c, BaseConfiguration) and c.base == BASE_OF_FLOAT32):
+        return TENSOR_CORES_SPLIT, f"{shape}k16 twice, accumulators as bfloat16 high + low"
+    return TENSOR_CORES_CUT, f"{shape}k8, accumulators as tf32"
 
 
 def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
@@ -62,14 +72,16 @@ def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
     if bits <= 4:
         groups = [(REGISTERS, range(3), "position in a 16-byte vector"), (LANES, range(3, 8), "lane bits 0 to 4")]
         return _butterflies(groups, bits)
+    prologue = configuration.fusion is not None and configuration.fusion.prologue is not None
+    first = f"mma.m16n8k{8 if prologue else 16} {_on_what(configuration)}"
     if bits == 8:
-        exact = f"mma.m16n8k16 {_on_what(configuration)}, fp32 accumulators"
-        split = "mma.m16n8k16 twice, accumulators as bfloat16 high + low"
+        exact = f"{first}, fp32 accumulators"
+        unit, note = _second_product(configuration, "mma.m16n8")
         return [
             Stage(TENSOR_CORES_EXACT, (0, 1, 3, 4), "position bits 0 1, lane bits 0 1", exact),
-            Stage(TENSOR_CORES_SPLIT, (2, 5, 6, 7), "which product, lane bits 2 3 4", split),
+            Stage(unit, (2, 5, 6, 7), "which product, lane bits 2 3 4", note),
         ]
-    data_as_a = f"mma.m16n8k16 {_on_what(configuration)} as A, fp32 accumulators"
+    data_as_a = f"{first} as A, fp32 accumulators"
     product = Stage(TENSOR_CORES_EXACT, (0, 2, 3, 4), "position bits 0 2, lane bits 0 1", data_as_a)
     groups = [(REGISTERS, range(1, 2), "accumulator half"), (LANES, range(5, 8), "lane bits 2 to 4")]
     return [product, *_butterflies(groups, bits)]
@@ -126,18 +138,17 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
         panel += ", and its highest column bit"
         note += "; two additions of the input"
     stages = [Stage(TENSOR_CORES_EXACT, merged, panel, note, c.order << c.halves >> c.log2_merge)]
-    split = f"{instruction} twice, accumulators as bfloat16 high + low"
+    unit, second = _second_product(c, "wgmma.m64n64" if c.wide else "mma.m16n8")
     columns = range(log2_size)
     vector = c.log2_group - 3
     if c.wide:
-        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(columns[:6]), "accumulators and lane bits 0 1", split))
+        stages.append(Stage(unit, tuple(columns[:6]), "accumulators and lane bits 0 1", second))
         groups = [(REGISTERS, columns[6:], "which group of columns")]
     elif c.wgmma:
-        split = split.replace(instruction, "mma.m16n8k16")
-        stages.append(Stage(TENSOR_CORES_SPLIT, tuple(columns[:4]), "accumulators and lane bits 0 1", split))
+        stages.append(Stage(unit, tuple(columns[:4]), "accumulators and lane bits 0 1", second))
         groups = [(REGISTERS, columns[4:6], "which product"), (REGISTERS, columns[6:], "which group of columns")]
     elif c.element_code != 2 and c.log2_size >= 6:
-        stages.append(Stage(TENSOR_CORES_SPLIT, (0, 3, 4, 5), "accumulators and lane bits 0 1", split))
+        stages.append(Stage(unit, (0, 3, 4, 5), "accumulators and lane bits 0 1", second))
         groups = [(REGISTERS, range(1, 3), "which product"), (REGISTERS, columns[6:], "which group of columns")]
     else:
         groups = [
@@ -158,7 +169,8 @@ def warpgroup_stages(configuration: WarpgroupConfiguration) -> tuple[Stage, ...]
     """
     c = configuration
     log2_columns = c.log2_size + c.log2_merge
-    exact = f"wgmma.m64k16 {_on_what(c)}, fp32 accumulators"
+    depth = 16 if c.fusion is None or c.fusion.prologue is None else 8
+    exact = f"wgmma.m64k{depth} {_on_what(c)}, fp32 accumulators"
     tensor_bits = c.tensor_shares.bit_length() - 1
     first = (*range(6), *range(c.log2_size - tensor_bits, c.log2_size))
     stages = [Stage(TENSOR_CORES_EXACT, first, "columns of the panel, in shared memory", exact)]
@@ -166,8 +178,9 @@ def warpgroup_stages(configuration: WarpgroupConfiguration) -> tuple[Stage, ...]
     if between:
         stages.append(Stage(REGISTERS, between, "which group of columns", "fp32 butterflies, highest bit first"))
     merged = tuple(range(c.log2_size, log2_columns))
-    note = f"{c.order} multiply-adds an element, wgmma.m64k16 twice, accumulators as bfloat16 high + low"
-    stages.append(Stage(TENSOR_CORES_SPLIT, merged, "accumulators and lane bits 0 1", note, c.order >> c.log2_merge))
+    unit, note = _second_product(c, "wgmma.m64")
+    note = f"{c.order} multiply-adds an element, {note}"
+    stages.append(Stage(unit, merged, "accumulators and lane bits 0 1", note, c.order >> c.log2_merge))
     check_bits(stages, log2_columns, str(c))
     return tuple(stages)
 

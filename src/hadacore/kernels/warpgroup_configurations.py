@@ -22,6 +22,7 @@ _MOST_REGISTERS = 248  # of a thread, and a multiple of 8
 _PRODUCER_REGISTERS = 64  # with fewer, 28672 spills 8 bytes; with 24 it takes 2.2 instead of 1.86 of a copy
 _PRODUCERS = 3  # where rows are few: 1 row of 28672 7.4 -> 6.3 us, 64 rows of 14336 6.5 -> 5.5
 _LARGEST_WIDTH = 256  # N of one wgmma
+_LARGEST_WIDTH_BESIDE_PRODUCERS = 128  # kWidest of warpgroup_products.cuh
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ class WarpgroupConfiguration(Launchable):
     def widths(self) -> tuple[int, int]:
         """N of the first product, of as many groups as it takes together, and of the second one."""
         joint = 1
-        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= (128 if self.producers else _LARGEST_WIDTH):
+        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= (
+            _LARGEST_WIDTH_BESIDE_PRODUCERS if self.producers else _LARGEST_WIDTH
+        ):
             joint *= 2
         return joint * self.panel_rows, self.own_rows
 
@@ -261,9 +264,9 @@ def warpgroup_candidates(
         element_code, order << line.merge, line.merge, log2_columns - line.merge, line.warpgroups, line.minimum_blocks,
         line.overlap, tensor_shares=line.warpgroups * line.sharing, column_splits=line.sharing, transposed=transposed,
     )  # fmt: skip
-    many = _fused(
-        plain, fusion, stages=1 if line.refilled else 2, refilled=line.refilled, producers=line.producers
-    )
+    # Maxima of parts take the registers that producers would: 28672 with MXFP8 spilled 60 bytes.
+    beside = 0 if fusion is not None and fusion.has_parts(plain.size) else line.producers
+    many = _fused(plain, fusion, stages=1 if line.refilled else 2, refilled=line.refilled, producers=beside)
     if many is None:
         return ()
     producers = _PRODUCERS if fusion is not None and fusion.prologue is not None else 0

@@ -55,11 +55,10 @@ PLAIN: Table = {
     (76, 6): Line(0, 1, 4, 5),
 }
 
-# FP8 with a scale for each row, or a given one, bfloat16, as 11 bits of significand go to the base: 2560 1.24; 1.26 -> 1.10; 1.27,
+# FP8 with a scale for each row, or a given one, bfloat16, by two parts and by 11 bits: 2560 1.24; 1.26 -> 1.10; 1.27,
 # 3072 1.17; 1.23 -> 1.08; 1.21, 3584 1.16; 1.24 -> 1.11; 1.26, 4864 1.30; 1.47 -> 1.21; 1.42, 5120 1.14; 1.21 -> 1.08; 1.18,
 # 5632 1.18; 1.35 -> 1.10; 1.25, 6144 1.08; 1.27 -> 1.05; 1.18, 7168 1.17; 1.27 -> 1.12; 1.18, 9216 1.31; 1.50 -> 1.14; 1.41,
-# 14336 1.25; 1.64 -> 1.16; 1.46, 28672 1.59; 2.03 -> 1.42; 1.73; those before by this kernel with two parts of bfloat16, 3584 by
-# base_rows.cu.
+# 14336 1.25; 1.64 -> 1.16; 1.46, 28672 1.59; 2.03 -> 1.42; 1.73. 3584 was base_rows.cu's.
 EIGHT_BITS: Table = {
     (12, 8): Line(2, 1, 6),
     (12, 9): Line(1, 1, 4, column_splits=2),
@@ -75,7 +74,7 @@ EIGHT_BITS: Table = {
     (76, 6): Line(0, 1, 4, refilled=True),
 }
 
-# 8-bit codes with a scale for parts of a row; MXFP8, bfloat16: 2560 1.41; 1.49, 3072 1.31; 1.38, 3584 1.35; 1.41, 5120 1.27; 1.35,
+# 8-bit codes with a scale for parts of a row; MXFP8: 2560 1.41; 1.49, 3072 1.31; 1.38, 3584 1.35; 1.41, 5120 1.27; 1.35,
 # 6144 1.20; 1.35, 7168 1.32; 1.41, 9216 1.41; 1.62, 14336 1.44; 1.65, 28672 1.72; 2.10.
 EIGHT_BITS_PARTS: Table = {
     (12, 8): Line(2, 1, 6, refilled=True),
@@ -106,7 +105,8 @@ FOUR_BITS: Table = {
 }
 
 # After a gated activation, which goes to the columns in 11 bits too; silu_mul and FP8 with a scale for each row, bfloat16:
-# 3072 1.26; 1.33 -> 1.22; 1.30, 3584 1.35; 1.43 -> 1.29; 1.37, 5120 1.28; 1.39 -> 1.21; 1.35, 6144 1.23; 1.46 -> 1.21; 1.49,
+# 2560 1.34; 1.43 -> 1.32; 1.40, 3072 1.26; 1.33 -> 1.22; 1.30, 3584 1.35; 1.43 -> 1.29; 1.37,
+# 5120 1.28; 1.39 -> 1.21; 1.35, 5632 1.32; 1.47, 6144 1.23; 1.46 -> 1.21; 1.49,
 # 7168 1.34; 1.45 -> 1.26; 1.41, 9216 1.44; 1.70 -> 1.42; 1.70, 14336 1.57; 2.02 -> 1.45; 1.87, 28672 2.08; 2.67 -> 1.86; 2.55.
 GATED: Table = {
     (12, 8): Line(2, 1, 5, refilled=True),
@@ -122,6 +122,7 @@ GATED: Table = {
     (44, 7): Line(0, 1, 3, column_splits=2, refilled=True),
     (76, 6): Line(0, 1, 3, refilled=True),
 }
+
 
 def line_of(order: int, log2_columns: int, fusion: Fusion | None) -> Line | None:
     """How rows of ``order * 2^log2_columns`` run; None where ``base_rows.cu`` is faster."""

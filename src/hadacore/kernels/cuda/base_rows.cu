@@ -13,7 +13,7 @@
 //   after it               c0 pair   c4 c3 lane   c5 product             c0 pair   c4 c3 lane   c5 c2 c1 product
 //   registers              contract c1, c2, then c6                      contract c6
 //   stored                 c2..c0 in 16 bytes, 4 lanes side by side      the same
-// The second product has the accumulators of the first as A, as bfloat16 high + low (tile.cuh). Its B is a Sylvester matrix with
+// The second product has the accumulators of the first as A, as bfloat16 high + low or tf32 (tile.cuh). Its B is a Sylvester matrix with
 // inputs and outputs named so that pair and lane bits come out in storing order: H16 in registers for mma.sync, whose K is
 // accumulator pair, lane bits 1 0, and one bit that chooses between accumulators; H64 in shared memory for wgmma.
 //
@@ -65,9 +65,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
-  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
 #endif
   if (STAGES > 0) start_stage(problem, first_unit, stage);
+#if ENCODING
+  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
+#endif
 #if DRIFT
   Drift drift;
   drift.init(first_stage);

@@ -1,5 +1,5 @@
 // both_tensors.cuh: prologues of kernels that have rows in shared memory: two panels, first of what is read (gates and ups, or x and
-// the residual), then of what that becomes, as bfloat16 high + low. float32 keeps its result in the first.
+// the residual), then of what that becomes, as bfloat16 high + low, or, in warpgroup_rows.cu, as halves of vectors of tf32. float32 keeps its result in the first.
 
 #if PROLOGUE
 // Sets where gates are, and how far from there the other tensor is.

@@ -219,12 +219,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
-  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
 #endif
 
   u32 row = blockIdx.x / CLUSTER;  // 2^32 rows of these sizes are beyond any memory
   const auto source_of = [&](i64 r) { return problem.x + row_start(problem, r, problem.x_outer, problem.x_inner) * kElementBytes + warp_bytes; };
   if (PREFETCH) staging.start(source_of(row));
+
+  // While the block's first row is on its way.
+  const auto clear_padding = [&](u32 of_row) {
+#if ENCODING
+    if (SCALE_LAYOUT == SWIZZLED && of_row == blockIdx.x / CLUSTER)
+      quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
+#endif
+  };
 
   SignBits<kWordsPerRow> signs_before;
   SignsAfter signs_after;
@@ -246,6 +253,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) raw[i] = prologue.load(first_element + i * (kVectorBytesApart / kElementBytes));
     let_next_kernel_start(AFTER_LOADS);
+    clear_padding(row);
     TileValues tiles[kTiles];
     const float squares = apply_prologue(tiles, raw, prologue, first_element, signs_before);
     transform_tiles(value, tiles, h, lane);
@@ -263,6 +271,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
       staging.start(source_of((i64)row + step));
     }
     let_next_kernel_start(AFTER_LOADS);
+    clear_padding(row);
     if (SIGNS == SIGNS_BEFORE) apply_signs(packed, signs_before);
     transform_tiles(value, packed, h, lane);
 #endif

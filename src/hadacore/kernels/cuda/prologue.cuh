@@ -6,7 +6,7 @@
 //   RoPE               rotary embedding of each head; the partner of an element is read from memory too, where another lane's
 //                      read has just brought it into the L1 cache
 //
-// 16-bit kernels hand the fp32 result to the Tensor Cores as bfloat16 high + low, 16 bits of significand (tile.cuh).
+// 16-bit kernels hand the fp32 result to the Tensor Cores as tf32, 11 bits of significand (tile.cuh), base_rows.cu as bfloat16 high + low.
 
 // The last parameters but those of the quantizer. `operand`: up; weight; cos. `second_operand`: sin.
 #define PROLOGUE_PARAMETERS                                                                                 \

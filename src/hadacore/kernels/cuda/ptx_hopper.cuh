@@ -77,11 +77,6 @@ __device__ __forceinline__ void griddepcontrol_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
-// prefetch: the line of the second-level cache that has this address.
-__device__ __forceinline__ void prefetch_global_L2(const void* address) {
-  asm volatile("prefetch.global.L2 [%0];" :: "l"(address) : "memory");
-}
-
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

@@ -161,16 +161,16 @@ __device__ __forceinline__ void write_column_matrices(u32 matrix) {
 #pragma unroll 1
   for (int index = threadIdx.x; index < kColumnMatrices * kPanels * 64 * 8; index += kThreads) {
     const int row = index >> 3 & 63, vector = index & 7, panel = kPanels == 1 ? 0 : index >> 9 & 1;
-    const u32 is_negative = index / (kPanels * 512);
+    const u32 of_shares = index >> (kPanels == 1 ? 9 : 10), negative = of_shares ? kNegatePair : 0u;
     const int column = column_of_row(row);
     u32 word[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       if (PROLOGUE) {
-        word[w] = 0x3f800000u ^ ((u32)__popc(column & (8 * vector + 4 * panel + w)) + is_negative) << 31;
+        word[w] = 0x3f800000u ^ ((u32)__popc(column & (8 * vector + 4 * panel + w)) + of_shares) << 31;
       } else {
         const u32 sign = (u32)__popc(column & (8 * vector + 2 * w)) & 1;
-        word[w] = kOnePair ^ (is_negative ? kNegatePair : 0u) ^ (sign << 15) ^ ((sign ^ (column & 1)) << 31);
+        word[w] = kOnePair ^ negative ^ (sign << 15) ^ ((sign ^ (column & 1)) << 31);
       }
     }
     st_shared_v4_b32(matrix + 128 * (index >> 3) + 16 * ((vector ^ row) & 7), make_uint4(word[0], word[1], word[2], word[3]));
@@ -194,7 +194,7 @@ __device__ __forceinline__ void write_base(u32 base, int first_row) {
   for (int n = 0; n < kTimes; ++n) {
     const int index = threadIdx.x + n * kThreads, row = index / kVectors, vector = index % kVectors;
     if (kOwnRows * kVectors % kThreads != 0 && index >= kOwnRows * kVectors) continue;
-    const u32 of_eight = signs[n] >> (8 * (vector * kBaseVector / 8 % 4));
+    const u32 of_eight = signs[n] >> (8 * ((kToTf32 ? vector / 2 : vector) % 4));
     u32 word[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {

@@ -5,10 +5,12 @@ constexpr int kSteps = (ORDER + 15) / 16;  // K steps of the second product
 using Sums = float[kOwnGroups * kRowTiles][4];
 using Results = float[kOwnTiles][4];
 
-// Groups that one wgmma multiplies, side by side in N.
+// Groups that one wgmma multiplies, side by side in N. Its sums must fit the registers that a thread starts with, which are few beside
+// producers.
+constexpr int kWidest = PRODUCERS ? 128 : 256;
 __device__ constexpr int joint_groups() {
   int groups = 1;
-  while (2 * groups <= kOwnGroups && 2 * groups * kPanelRows <= (PRODUCERS ? 128 : 256)) groups *= 2;
+  while (2 * groups <= kOwnGroups && 2 * groups * kPanelRows <= kWidest) groups *= 2;
   return groups;
 }
 constexpr int kJoint = joint_groups();

@@ -4,11 +4,12 @@
 // for 64 columns c' at a time:
 //   first product    D[c', i] = H64 X^T         A = H64, 64 x 64; B = groups of X, as they lie in shared memory
 //   registers        contract the columns above c5, between groups, highest bit first
-//   second product   Y[c', i'] = D base^T       A = D as bfloat16 high + low, in the registers where it is; B = the base
+//   second product   Y[c', i'] = D base^T       A = D as bfloat16 high + low, or, where codes follow, as tf32, in the registers where it
+//                                               is; B = the base
 // So columns are M and rows of the panel N, both times. N may be any multiple of 8, so that a base of order 36 or 44 is hardly
 // padded, where M is 64; both B operands are shared memory as it is, so that no lane builds fragments; and one warpgroup has a
-// row to itself, while others on the multiprocessor are at other steps. The base multiplies two parts, though, which is twice the
-// work of the Tensor Cores: it is for orders up to about 100.
+// row to itself, while others on the multiprocessor are at other steps. The base multiplies two parts, though, or words of twice the
+// size, which is twice the work of the Tensor Cores: it is for orders up to about 100.
 //
 // Running example: 14336 = 56 * 2^8, float16, one of 9 column bits merged into the base (56 = 28 * 2). One warpgroup holds all four groups.
 // Bits of a column j and row i, and where they sit:
@@ -75,9 +76,11 @@ extern "C" __global__ void __launch_bounds__(kThreads + kProducers, MIN_BLOCKS) 
   begin_memory_accesses();
 #if ENCODING
   QUANTIZER_OF_PARAMETERS(quantizer)
-  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
 #endif
   if (!PRODUCERS) start_row(problem, row, stage);
+#if ENCODING
+  if (SCALE_LAYOUT == SWIZZLED) quantizer.clear_padding(blockIdx.x * kThreads + threadIdx.x, gridDim.x * kThreads);
+#endif
   write_base(first_stage + kBase, first_row);  // while the first row is on its way
 #if PRODUCERS
   fence_proxy_async();
