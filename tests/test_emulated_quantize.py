@@ -19,6 +19,7 @@ from hadacore.kernels.base_configurations import (
     BASE_OF_ELEMENTS,
     BASE_OF_FLOAT32,
     BaseConfiguration,
+    base_candidates,
     panel_candidates,
 )
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, TABLE, KernelConfiguration, candidates
@@ -443,3 +444,35 @@ def test_sums_that_round(name: str) -> None:
         flipped.view(torch.uint8)[4, 3] ^= 1
         with pytest.raises(AssertionError):
             assert_quantized_within(replace(q, codes=flipped), oracle.transform(x), bound, differing=0.2)
+
+
+# A power of two, m * 2^k by base_rows.cu with a narrow second product and a wide one, and columns first.
+ERRORS = [(1, 11), (172, 6), (148, 7), (28, 8)]
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "int8", "mxfp8", "int4", "nvfp4"])
+@pytest.mark.parametrize("order, log2_columns", ERRORS)
+def test_error_over_that_of_exact_values(order: int, log2_columns: int, name: str) -> None:
+    """Codes of values that went to the second product in 11 bits are as near to the exact ones as codes of those themselves."""
+    torch.manual_seed(0)
+    n = order << log2_columns
+    quantizer = next(q for q in _quantizers(n) if q.format.name == name and q.block and not q.swizzled)
+    quantizer = replace(quantizer, clip_ratio=1.0, stochastic=False)
+    fusion = fusion_of(quantizer, n, False)
+    if order == 1:
+        c: AnyConfiguration = candidates(1, log2_columns, ARCHITECTURES["sm_90a"], fusion)[-1].configuration
+    else:
+        c = base_candidates(1, order, log2_columns, ARCHITECTURES["sm_90a"], fusion=fusion)[-1]
+    x = torch.randn(8, n).bfloat16()
+    codes, scales = _run(replace(c, fusion=None), quantizer, x)
+    exact = oracle.transform(x)
+    of_exact, exact_scales = reference.quantize(exact.float(), quantizer)
+    columns = n // quantizer.block
+    scales = scales.view(columns, 8).T if quantizer.format.is_block_major(columns) else scales.view(8, columns)
+
+    def error(codes: Tensor, scales: Tensor) -> float:
+        values = reference.dequantize(codes, scales, quantizer.format, None, torch.float64)
+        return tolerances.relative_error(values, exact)
+
+    of_kernel = error(codes.view(of_exact.dtype).view(of_exact.shape), scales.view(exact_scales.dtype))
+    assert of_kernel <= 1.002 * error(of_exact, exact_scales.reshape(8, columns))
