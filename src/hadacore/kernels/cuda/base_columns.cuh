@@ -76,7 +76,8 @@ __device__ __forceinline__ void contract_by_product(Results& result, const Accum
   if (WGMMA && LOG2_SIZE > 5) upper_butterfly(result);
 }
 
-#if WGMMA && ENCODING
+#if WGMMA
+#if ENCODING
 // B of the wide product in tf32: K, which is contiguous, is column bits c5..c0 of the panel, for each 8 the even ones and then the odd
 // ones, as accumulators are fragments of A then; column n = 8 (4 c5 + 2 c2 + c1) + 4 c4 + 2 c3 + c0 of the result.
 __device__ __forceinline__ void write_column_matrix(u32 matrix) {
@@ -85,7 +86,7 @@ __device__ __forceinline__ void write_column_matrix(u32 matrix) {
     const int of_result = (n & 1) | (n >> 2 & 6) | (n << 2 & 24) | (n & 32);
     u32 word[4];
 #pragma unroll
-    for (int w = 0; w < 4; ++w) word[w] = 0x3f800000u ^ (u32)__popc(of_result & ((vector >> 1) * 8 + 2 * w + (vector & 1))) << 31;
+    for (int w = 0; w < 4; ++w) word[w] = kOne ^ (u32)__popc(of_result & ((vector >> 1) * 8 + 2 * w + (vector & 1))) << 31;
     st_shared_v4_b32(matrix + vector / 8 * 8192 + 128 * n + 16 * ((vector ^ n) & 7), make_uint4(word[0], word[1], word[2], word[3]));
   }
 }
@@ -107,7 +108,7 @@ struct WideProduct {
     wgmma_commit_group();
   }
 };
-#elif WGMMA
+#else
 // B of the wide product: row c is column bits c5..c0 of the panel; column n = 8 (4 c5 + 2 c2 + c1) + 4 c4 + 2 c3 + c0 of the result.
 __device__ __forceinline__ void write_column_matrix(u32 matrix) {
   for (int index = threadIdx.x; index < 64 * 8; index += kThreads) {
@@ -141,11 +142,9 @@ struct WideProduct {
     for (int s = 0; s < 4; ++s) wgmma_m64n64k16_f32_bf16(value, high[s][0], high[s][1], high[s][2], high[s][3], matrix + 2048 / 16 * s, 1);
     wgmma_commit_group();
   }
-
 };
 #endif
 
-#if WGMMA
 // All products but the newest PENDING have ended.
 template <int PENDING>
 __device__ __forceinline__ void finish_wide_product(Results& result, Accumulators& sum) {

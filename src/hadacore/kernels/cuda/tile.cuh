@@ -14,6 +14,7 @@ constexpr int kTileBits = LOG2_SIZE < 8 ? LOG2_SIZE : 8;  // index bits contract
 constexpr bool kTensorCores = kSixteenBit && LOG2_SIZE >= 5;
 constexpr bool kTwoProducts = kSixteenBit && LOG2_SIZE >= 8;
 constexpr u32 kNegatePair = 0x80008000u;
+constexpr u32 kOne = 0x3f800000u;  // in fp32, and tf32
 
 // H16 as the A fragment of an mma. Lane (g, t) holds the pair k = 2t, 2t+1 of row g; since H[m][k] =
 // (-1)^popcount(m & k), the registers for m+8 or k+8 equal that one, and the register for both its negative.
@@ -35,7 +36,7 @@ struct TwoFragments {
   u32 a[2][4];
 
   __device__ __forceinline__ void set(u32 sign_low, u32 sign_high, u32 zero) {
-    const u32 one = 0x3f800000u, first = one ^ sign_low << 16, second = one ^ sign_high, minus = 0x80000000u;
+    const u32 first = kOne ^ sign_low << 16, second = kOne ^ sign_high, minus = 0x80000000u;
     a[0][0] = first | zero;
     a[0][1] = first ^ zero;
     a[0][2] = second | zero;

@@ -167,7 +167,7 @@ __device__ __forceinline__ void write_column_matrices(u32 matrix) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       if (PROLOGUE) {
-        word[w] = 0x3f800000u ^ ((u32)__popc(column & (8 * vector + 4 * panel + w)) + of_shares) << 31;
+        word[w] = kOne ^ ((u32)__popc(column & (8 * vector + 4 * panel + w)) + of_shares) << 31;
       } else {
         const u32 sign = (u32)__popc(column & (8 * vector + 2 * w)) & 1;
         word[w] = kOnePair ^ negative ^ (sign << 15) ^ ((sign ^ (column & 1)) << 31);
@@ -198,7 +198,7 @@ __device__ __forceinline__ void write_base(u32 base, int first_row) {
     u32 word[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      if (kToTf32) word[w] = 0x3f800000u ^ (of_eight >> (2 * w + vector % 2)) << 31;
+      if (kToTf32) word[w] = kOne ^ (of_eight >> (2 * w + vector % 2)) << 31;
       else word[w] = 0x3f803f80u ^ ((of_eight >> (2 * w)) << 15 & 0x8000u) ^ ((of_eight >> (2 * w + 1)) << 31);
     }
     st_shared_v4_b32(base + vector / 8 * kBaseBlockBytes + 128 * row + 16 * ((vector ^ row) & 7), make_uint4(word[0], word[1], word[2], word[3]));
