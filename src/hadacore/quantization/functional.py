@@ -70,6 +70,8 @@ def hadamard_quantize(
 
     Numerics: the rules for scales and codes are stated operation by operation in ``docs/quantization.md``. A row of zeros
     has a finite scale. NaN or infinity makes the scale of its row or block NaN, and touches no other.
+    On a GPU, rotated values of 16-bit ``x`` are off by 2.2e-4 of a row's root mean square at random (``docs/numerics.md``),
+    which adds less than 0.05 % to the error of any format.
     :func:`hadacore.plan_quantize` says whether one kernel does it.
 
     Source: OCP MX 1.0, OFP8 1.0, NVIDIA's NVFP4, see :mod:`hadacore.formats`; rotation before rounding is QuaRot's
