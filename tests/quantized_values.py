@@ -72,6 +72,12 @@ def assert_quantized_within(
     assert (low != high).double().mean() < differing
 
 
+def assert_half_a_step_within(codes: Tensor, scales: Tensor, exact: Tensor, bound: Tensor) -> None:
+    """Check codes with a scale for each row: off by half a step, rounded in fp32, and what the rotated values are off by."""
+    steps = scales.double()[:, None]
+    assert ((codes.double() * steps - exact).abs() <= steps * 0.5 * (1 + 2.0**-20) + bound).all()
+
+
 def decoded_scales(scales: Tensor, format: Format) -> Tensor:
     """Scales as float64."""
     if format.scale_name == "E8M0":

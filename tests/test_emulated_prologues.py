@@ -20,6 +20,7 @@ from hadacore.prologues import GatedActivation, Prologue, RMSNorm, RotaryEmbeddi
 from hadacore.quantization import prologue_reference
 from tests import oracle, tolerances
 from tests.emulator import EmulatedKernel, Operands, Scales, compiler
+from tests.quantized_values import assert_half_a_step_within
 
 pytestmark = pytest.mark.skipif(
     compiler() is None, reason="the emulator compiles the kernels with g++, which is not installed"
@@ -66,8 +67,7 @@ def check(
     bound = tolerances.rotated_bound(
         values.double().reshape(rows, n), n, n**-0.5, x.dtype, True, base, tensor_cores=True
     )
-    error = (codes.double() * scales.double()[:, None] - rotated).abs()
-    assert (error <= scales.double()[:, None] * 0.5 * (1 + 2.0**-20) + bound).all()
+    assert_half_a_step_within(codes, scales, rotated, bound)
     if residual is not None:
         assert torch.equal(residual, prologue.residual)
     return codes, scales
@@ -90,8 +90,7 @@ def test_gated_rows_of_several_transforms(code: int) -> None:
     values = prologue_reference.apply(prologue.description, torch.cat((gate, up), -1), (), None).double()
     rotated = oracle.transform(values, block_size=size)
     bound = tolerances.rotated_bound(values, size, size**-0.5, dtype, True, tensor_cores=True)
-    error = (codes.double() * scales.double()[:, None] - rotated).abs()
-    assert (error <= scales.double()[:, None] * 0.5 * (1 + 2.0**-20) + bound).all()
+    assert_half_a_step_within(codes, scales, rotated, bound)
     largest = rotated.abs().amax(-1)
     assert ((scales.double() * 127 - largest).abs() <= bound.amax(-1)).all()
 

@@ -22,7 +22,7 @@ from hadacore.quantization import prologue_reference
 from tests import oracle, tolerances
 from tests import test_emulated_prologues as with_prologue
 from tests.emulator import EmulatedKernel, EmulationError, Operands, Scales, compiler
-from tests.quantized_values import exact_rows
+from tests.quantized_values import assert_half_a_step_within, exact_rows
 from tests.test_emulated_quantize import check
 
 pytestmark = pytest.mark.skipif(
@@ -234,21 +234,15 @@ def test_a_handover_with_a_part_missing_is_reported(taken_out: str) -> None:
     n = 12 << 6
     prologue = fused_prologue(GatedActivation("silu", "separate"), n)
     c = WarpgroupConfiguration(
-        1,
-        12,
-        0,
-        6,
-        stages=1,
-        refilled=True,
-        producers=1,
-        fusion=fusion_of(Quantizer(BY_NAME["int8"], n), n, False, prologue),
-    )
+        1, 12, 0, 6, producers=1, stages=1, refilled=True, fusion=fusion_of(Quantizer(BY_NAME["int8"], n), n, False, prologue)
+    )  # fmt: skip
     text, count = re.subn(call, instead, kernel_source(c, ptx=False))
     assert count == 1
+    kernel = EmulatedKernel(c, text=text)
     gate, up = torch.randn(5, n).bfloat16(), torch.randn(5, n).bfloat16()
     with pytest.raises(EmulationError, match=message):
         for seed in range(4):
-            EmulatedKernel(c, text=text).run(
+            kernel.run(
                 gate, torch.zeros(5, n, dtype=torch.int8), 1.0, 5, grid=1, seed=seed,
                 scales=Scales(torch.zeros(5), None, 1 / 127, 5), operands=Operands((up,), None, 0.0, 1),
             )  # fmt: skip
@@ -270,8 +264,7 @@ def test_a_gated_row_of_several_transforms() -> None:
     values = prologue_reference.apply(GatedActivation("silu", "gate_up"), x, (), None)
     values = values.double().reshape(6, n)
     bound = tolerances.rotated_bound(values, n, n**-0.5, x.dtype, True, tensor_cores=True)
-    error = (codes.double() * scales.double()[:, None] - oracle.transform(values)).abs()
-    assert (error <= scales.double()[:, None] * 0.5 * (1 + 2.0**-20) + bound).all()
+    assert_half_a_step_within(codes, scales, oracle.transform(values), bound)
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3", "int8"])

@@ -14,14 +14,13 @@ from torch import Tensor
 from hadacore.kernels.architectures import BY_NAME
 from hadacore.kernels.base_configurations import choose_base
 from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE
-from hadacore.kernels.source import constants, kernel_source
+from hadacore.kernels.source import kernel_source
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
 from hadacore.kernels.warpgroup_table import PLAIN
 from hadacore.matrices import factor
 from hadacore.matrices.orders import base_matrix
 from tests import oracle, tolerances
-from tests.emulator import EmulatedKernel, EmulationError, Program, compiler
-from tests.emulator.launch import _ENTRY
+from tests.emulator import EmulatedKernel, EmulationError, compiler
 
 pytestmark = pytest.mark.skipif(
     compiler() is None, reason="the emulator compiles the kernels with g++, which is not installed"
@@ -292,11 +291,11 @@ def test_kernel_with_a_part_missing_is_reported(taken_out: str) -> None:
     c = WarpgroupConfiguration(0, 12, 0, 8, warpgroups=2)
     text, count = re.subn(call, instead, kernel_source(c, ptx=False))
     assert count > 0
-    program = Program(text, _ENTRY, constants(c), threads=c.threads, shared_bytes=c.shared_bytes)
+    kernel = EmulatedKernel(c, text=text)
     x = torch.randn(3, c.size).half()
     for seed in range(3):
         with pytest.raises(EmulationError, match=message):
-            program.run(x, torch.empty_like(x), 1.0, 3, grid=1, seed=seed)
+            kernel.run(x, torch.empty_like(x), 1.0, 3, grid=1, seed=seed)
 
 
 def test_a_row_past_the_last_that_is_used_shows() -> None:
@@ -307,7 +306,6 @@ def test_a_row_past_the_last_that_is_used_shows() -> None:
     assert dropped in text
     x = torch.randn(1, c.size).half()
     for kept, finite in ((text, True), (text.replace(dropped, ""), False)):
-        program = Program(kept, _ENTRY, constants(c), threads=c.threads, shared_bytes=c.shared_bytes)
         y = torch.empty_like(x)
-        program.run(x, y, 1.0, 1)
+        EmulatedKernel(c, text=kept).run(x, y, 1.0, 1)
         assert torch.isfinite(y).all() == finite

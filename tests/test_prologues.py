@@ -45,7 +45,9 @@ def test_gated_activations(activation: str, layout: str, dtype: torch.dtype, dev
     q = hadamard_quantize(x, "int8", prologue=prologue)
     rotated = tolerances.rotated_bound(y, 64, 64**-0.5, dtype, prologue=True)
     rotated = rotated + 64**-0.5 * bound.sum(-1, keepdim=True)
-    assert_quantized_within(q, oracle.transform(exact), rotated, differing=0.3 if device.type == "cuda" else 0.05)
+    assert_quantized_within(
+        q, oracle.transform(exact), rotated, differing=0.3 if device.type == "cuda" and dtype != torch.float32 else 0.05
+    )
     codes, scales = reference.quantize(hadamard_transform(y), Quantizer(BY_NAME["int8"], 64))
     assert q.shape == gate.shape
     if device.type == "cpu":  # on a GPU one kernel does both, and adds in another order

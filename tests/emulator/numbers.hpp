@@ -84,26 +84,15 @@ inline void multiply_fragments(Product* const (&lane)[32], Format format) {
     if (format == Format::TF32) return value_of_bits(bits & 0xffffe000u);
     return format == Format::FLOAT16 ? half[bits & 0xffff] : value_of_bits(bits << 16);
   };
-  const int depth = format == Format::TF32 ? 8 : 16;
+  const int of_word = format == Format::TF32 ? 1 : 2, depth = 8 * of_word;  // elements
   double a[16][16], b[16][8], d[16][8];
   for (int i = 0; i < 32; ++i) {
     const int g = i / 4, t = i % 4;
-    for (int r = 0; r < 4; ++r) {
-      d[g + 8 * (r / 2)][2 * t + r % 2] = lane[i]->c[r];
-      if (format == Format::TF32) a[g + 8 * (r % 2)][t + 4 * (r / 2)] = decode(lane[i]->a[r]);
+    for (int e = 0; e < of_word; ++e) {
+      for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][of_word * (t + 4 * (r / 2)) + e] = decode(lane[i]->a[r] >> 16 * e);
+      for (int r = 0; r < 2; ++r) b[of_word * (t + 4 * r) + e][g] = decode(lane[i]->b[r] >> 16 * e);
     }
-    for (int r = 0; r < 2 && format == Format::TF32; ++r) b[t + 4 * r][g] = decode(lane[i]->b[r]);
-    if (format == Format::TF32) continue;
-    for (int r = 0; r < 4; ++r) {
-      const int row = g + 8 * (r % 2), k = 2 * t + 8 * (r / 2);
-      a[row][k] = decode(lane[i]->a[r]);
-      a[row][k + 1] = decode(lane[i]->a[r] >> 16);
-    }
-    for (int r = 0; r < 2; ++r) {
-      const int k = 2 * t + 8 * r;
-      b[k][g] = decode(lane[i]->b[r]);
-      b[k + 1][g] = decode(lane[i]->b[r] >> 16);
-    }
+    for (int r = 0; r < 4; ++r) d[g + 8 * (r / 2)][2 * t + r % 2] = lane[i]->c[r];
   }
   for (int row = 0; row < 16; ++row)
     for (int k = 0; k < depth; ++k)

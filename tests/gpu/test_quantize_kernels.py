@@ -175,7 +175,9 @@ def test_every_configuration_with_a_base_gives_the_same_bits(order: int, n: int,
             codes, scales = _run(configuration, x, quantizer, None, base)
             assert _same(q.codes, codes) and _same(q.scales, scales), configuration
         bound = tolerances.rotated_bound(x, n, n**-0.5, dtype, base=base)
-        assert_quantized_within(q, oracle.transform(x, base=base), bound, differing=0.4)
+        assert_quantized_within(
+            q, oracle.transform(x, base=base), bound, differing=0.3 if dtype == torch.float32 else 0.4
+        )
 
 
 def test_what_no_kernel_does_with_a_base_is_composed() -> None:
@@ -270,7 +272,7 @@ def test_every_configuration_gives_the_same_bits(n: int, dtype: torch.dtype) -> 
         assert _same(q.codes.flatten().view(torch.uint8), first[0])
         # Where a base has 924 terms the bound is as wide as FP8's steps, and says nothing about its codes.
         if n < 29568 or name in ("int4", "nvfp4"):
-            assert_quantized_within(q, exact, bound, differing=0.3)
+            assert_quantized_within(q, exact, bound, differing=0.2 if dtype == torch.float32 and n < 29568 else 0.3)
 
 
 @pytest.mark.parametrize("n", [16, 128, 1024, 4096, 32768, 448, 2560, 5120, 9216, 14336, 28672])
@@ -349,16 +351,23 @@ def test_stochastic_codes_do_not_depend_on_the_rows_after() -> None:
 # ---- prologues ---------------------------------------------------------------------------------------
 
 
-def _close(q: hadacore.QuantizedTensor, values: Tensor, base: Tensor | None = None) -> None:
-    """INT8 codes of the rotated fp32 values of a prologue: two products take 11 bits of them, so the largest magnitude, four
-    times the root mean square and more, is off by 8 deviations at most (``tolerances.py``), and few codes differ, by one."""
+def _close(q: hadacore.QuantizedTensor, values: Tensor, dtype: torch.dtype, base: Tensor | None = None) -> None:
+    """INT8 codes of the rotated fp32 values of a prologue of ``dtype``.
+
+    exp and the sum of squares are the platform's to a few units in the last place, so scales are equal to 2^-12 and few codes
+    differ, by one. Of 16-bit types two products take 11 bits, so the largest magnitude, four times the root mean square and
+    more, is off by 8 deviations at most (``tolerances.py``).
+    """
+    relative, differing = 2.0**-12, 0.01
+    if dtype != torch.float32:
+        relative, differing = 8 * 2**0.5 * tolerances.TF32_ERROR / 4, 0.02
     rotated = hadacore.hadamard_transform(values, base=base)
     codes, scales = reference.quantize(
         rotated.view(-1, rotated.shape[-1]), Quantizer(BY_NAME["int8"], rotated.shape[-1])
     )
-    torch.testing.assert_close(q.scales.view(scales.shape), scales, rtol=8 * 2**0.5 * tolerances.TF32_ERROR / 4, atol=0)
+    torch.testing.assert_close(q.scales.view(scales.shape), scales, rtol=relative, atol=0)
     difference = (q.codes.view(codes.shape).int() - codes.int()).abs()
-    assert difference.max() <= 1 and difference.float().mean() < 0.02
+    assert difference.max() <= 1 and difference.float().mean() < differing
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -372,7 +381,7 @@ def test_gated_activations(n: int, dtype: torch.dtype) -> None:
     for make in (prologues.silu_mul, prologues.gelu_mul):
         separate = make(up)
         q = hadamard_quantize(gate, "int8", prologue=separate)
-        _close(q, prologue_reference.apply(separate.description, gate, separate.operands, None))
+        _close(q, prologue_reference.apply(separate.description, gate, separate.operands, None), dtype)
         for parts, order in (((gate, up), "gate_up"), ((up, gate), "up_gate")):
             one = hadamard_quantize(torch.cat(parts, -1), "int8", prologue=make(order=order))
             assert _same(one.codes, q.codes) and _same(one.scales, q.scales)
@@ -387,7 +396,7 @@ def test_gated_rows_do_not_depend_on_how_many_there_are(n: int) -> None:
     for name in ("int8", "mxfp8"):
         together = hadamard_quantize(gate_up, name, prologue=silu, swizzled=False)
         if name == "int8":
-            _close(together, values)
+            _close(together, values, gate_up.dtype)
         for rows in (1, 2, 17, 64, 133):
             q = hadamard_quantize(gate_up[:rows], name, prologue=silu, swizzled=False)
             assert _same(q.codes, together.codes[:rows]) and _same(q.scales, together.scales[:rows]), (name, rows)
@@ -404,7 +413,8 @@ def test_prologues_with_a_base_of_the_caller(order: int, n: int, dtype: torch.dt
             plan = plan_quantize(n, "int8", dtype, prologue=prologue.description, base=base, device="cuda")
             assert plan.fused and plan.prologue_reason is None
             q = hadamard_quantize(gate, "int8", prologue=prologue, base=base)
-            _close(q, prologue_reference.apply(prologue.description, gate, prologue.operands, None), base.float())
+            values = prologue_reference.apply(prologue.description, gate, prologue.operands, None)
+            _close(q, values, dtype, base.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -419,8 +429,9 @@ def test_rms_norm_writes_the_residual(n: int, rows: int, dtype: torch.dtype) -> 
     values = prologue_reference.apply(description, x, (weight,), expected_residual)
     q = hadamard_quantize(x, "int8", prologue=prologues.rms_norm(weight, residual=residual))
     assert torch.equal(residual, expected_residual)
-    _close(q, values)
+    _close(q, values, dtype)
     _close(
         hadamard_quantize(x, "int8", prologue=prologues.rms_norm(weight)),
         prologue_reference.apply(prologues.rms_norm(weight).description, x, (weight,), None),
+        dtype,
     )
