@@ -48,7 +48,7 @@ from hadacore.kernels.configurations import (
 )
 from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of, scale_factor
 from hadacore.kernels.source import constants, kernel_source
-from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
+from hadacore.kernels.warpgroup_configurations import PRODUCER_REGISTERS, WarpgroupConfiguration
 from hadacore.matrices import factor
 from hadacore.prologues import GatedActivation
 
@@ -155,14 +155,10 @@ def by_warpgroups(code: int, order: int, log2_columns: int, fusion: Fusion | Non
             continue
         if fusion and (plain.order < 24 or (shared and plain.size < 12288) or plain.log2_size > 9):
             continue
-        most = min(65536 // (plain.threads * max(64, registers)), 8)
-        for blocks in range(max(1, most - 1), most + 2):
-            yield replace(plain, minimum_blocks=blocks)
-        if refilled and fusion and fusion.prologue:
-            for producers in (1, 2):
-                most = min(65536 // (128 * (warpgroups * max(64, registers) + 64 * producers)), 8)
-                for blocks in range(max(1, most - 1), most + 2):
-                    yield replace(plain, minimum_blocks=blocks, producers=producers)
+        for producers in (0, 1, 2) if refilled and fusion and fusion.prologue else (0,):
+            most = min(65536 // (128 * (warpgroups * max(64, registers) + PRODUCER_REGISTERS * producers)), 8)
+            for blocks in range(max(1, most - 1), most + 2):
+                yield replace(plain, minimum_blocks=blocks, producers=producers)
 
 
 def fits(c: Configuration, architecture: Architecture) -> bool:

@@ -42,8 +42,9 @@ __device__ __forceinline__ int keep_larger_half(u32 (&magnitude)[COUNT], int lev
 // The scales of the blocks that a warp's lanes hold together: GROUPS of them a lane, each spread over the lanes that differ in
 // the bits of `Lanes::mask(level)`, level = 0 .. Lanes::kLevels - 1.
 //
-// Magnitudes are exchanged by halves, as long as a lane has several. So that half as many exchanges do, and a lane makes few scales, rather than every lane all of them: 16 groups of
-// 32 lanes take 16 exchanges and one scale a lane, not 80 and 16. Once a lane has one group, lanes hold the same.
+// Magnitudes are exchanged by halves, as long as a lane has several. So half as many exchanges do, and a lane makes few scales, rather
+// than every lane all of them: 16 groups of 32 lanes take 16 exchanges and one scale a lane, not 80 and 16. Once a lane has one group,
+// lanes hold the same.
 template <int GROUPS, typename Lanes>
 struct BlockScales {
   __device__ static constexpr int log2(int v) { return v > 1 ? 1 + log2(v / 2) : 0; }

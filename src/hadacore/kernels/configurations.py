@@ -32,6 +32,10 @@ def signs_placement(present: bool, inverse: bool) -> int:
     return SIGNS_AFTER if inverse else SIGNS_BEFORE
 
 
+def _unit_elements(log2_size: int) -> int:
+    return 1 << max(TILE_LOG2, log2_size)
+
+
 @dataclass(frozen=True)
 class KernelConfiguration(Launchable):
     """One specialised kernel.
@@ -121,9 +125,9 @@ class KernelConfiguration(Launchable):
             self._check_fusion(self.fusion)
 
     def _check_fusion(self, fusion: Fusion) -> None:
-        whole = 256 if self.kernel == "warp_rows" else self.size  # a warp's access may hold several rows
+        whole = self.unit_elements if self.kernel == "warp_rows" else self.size
         in_lanes = self.group <= fusion.block <= 32 * self.group and fusion.block & (fusion.block - 1) == 0
-        if fusion.block and not in_lanes and fusion.block not in (max(whole, self.size), self.shared_row):
+        if fusion.block and not in_lanes and fusion.block not in (whole, self.shared_row):
             raise ValueError(f"a block must be a row or the elements that some of a warp's lanes hold: {self}")
 
     @property
@@ -152,11 +156,11 @@ class KernelConfiguration(Launchable):
     @property
     def unit_elements(self) -> int:
         """``warp_rows``: a row, or 256 elements of packed rows."""
-        return max(1 << TILE_LOG2, self.size)
+        return _unit_elements(self.log2_size)
 
     def units_of(self, rows: int) -> int:
         """Rows, or for packed rows tiles of 256 elements, that a launch works on."""
-        return rows if self.log2_size >= TILE_LOG2 else -(-rows * self.size // 256)
+        return -(-rows * self.size // self.unit_elements)
 
     def grid(self, rows: int, multiprocessors: int) -> int:
         """Clusters (blocks, where the cluster is one block) to launch for ``rows`` rows."""
@@ -388,7 +392,7 @@ _LAST: dict[int, tuple[Candidate, ...]] = {
 
 def _of_shared_row(element_code: int, log2_size: int, fusion: Fusion) -> tuple[Candidate, ...]:
     """Of rows of several transforms that share a scale: as few warps as hold a row, up to 16 of 32 elements a lane, then 64."""
-    unit = max(1 << TILE_LOG2, 1 << log2_size)
+    unit = _unit_elements(log2_size)
     if not fusion.makes_scales or fusion.block <= unit or fusion.block % unit or log2_size > 11:
         return ()
     units_of_row, tiles = fusion.block // unit, unit >> TILE_LOG2

@@ -47,13 +47,15 @@ class Stage:
         return self.base_order << len(self.bits)
 
 
-def _on_what(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration) -> str:
-    """What the first product multiplies."""
+def _first_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, shape: str) -> str:
+    """What the first product is, and what it multiplies. ``shape``: of an instruction, up to its K."""
     if c.fusion is None or c.fusion.prologue is None:
-        return "on the input"
+        return f"{shape}k16 on the input"
     if c.element_code == 2:
-        return "on the prologue's values"
-    return "on the prologue's values as " + ("bfloat16 high + low" if c.kernel == "base_rows" else "tf32")
+        return f"{shape}k16 on the prologue's values"
+    if isinstance(c, BaseConfiguration):
+        return f"{shape}k16 on the prologue's values as bfloat16 high + low"
+    return f"{shape}k8 on the prologue's values as tf32"
 
 
 def _second_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, shape: str) -> tuple[str, str]:
@@ -72,8 +74,7 @@ def _tile_stages(configuration: KernelConfiguration) -> list[Stage]:
     if bits <= 4:
         groups = [(REGISTERS, range(3), "position in a 16-byte vector"), (LANES, range(3, 8), "lane bits 0 to 4")]
         return _butterflies(groups, bits)
-    prologue = configuration.fusion is not None and configuration.fusion.prologue is not None
-    first = f"mma.m16n8k{8 if prologue else 16} {_on_what(configuration)}"
+    first = _first_product(configuration, "mma.m16n8")
     if bits == 8:
         exact = f"{first}, fp32 accumulators"
         unit, note = _second_product(configuration, "mma.m16n8")
@@ -126,14 +127,14 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
     """
     c = configuration
     log2_columns = c.log2_size + c.log2_merge - c.halves
-    instruction = "wgmma.m64n64k16" if c.wgmma else "mma.m16n8k16"
+    first = _first_product(c, "wgmma.m64n64" if c.wgmma else "mma.m16n8")
     parts = " on three bfloat16 parts" if c.element_code == 2 else ""
     if c.base == BASE_OF_FLOAT32:
         parts = f" on bfloat16 parts of both, {c.products} products"
     log2_size = c.log2_size - c.halves  # the highest column bit of a panel may be the base's
     merged = tuple(range(log2_size, log2_columns))
     panel = "rows of the panel" + (", in shared memory" if c.stages else "")
-    note = f"{c.order} multiply-adds an element, {instruction} {_on_what(c)}{parts}, fp32 accumulators"
+    note = f"{c.order} multiply-adds an element, {first}{parts}, fp32 accumulators"
     if c.halves:
         panel += ", and its highest column bit"
         note += "; two additions of the input"
@@ -169,8 +170,7 @@ def warpgroup_stages(configuration: WarpgroupConfiguration) -> tuple[Stage, ...]
     """
     c = configuration
     log2_columns = c.log2_size + c.log2_merge
-    depth = 16 if c.fusion is None or c.fusion.prologue is None else 8
-    exact = f"wgmma.m64k{depth} {_on_what(c)}, fp32 accumulators"
+    exact = f"{_first_product(c, 'wgmma.m64')}, fp32 accumulators"
     tensor_bits = c.tensor_shares.bit_length() - 1
     first = (*range(6), *range(c.log2_size - tensor_bits, c.log2_size))
     stages = [Stage(TENSOR_CORES_EXACT, first, "columns of the panel, in shared memory", exact)]

@@ -19,7 +19,7 @@ from hadacore.kernels.warpgroup_table import line_of
 _FLOAT32 = 2  # ELEMENT
 _REGISTERS = 65536  # of a multiprocessor
 _MOST_REGISTERS = 248  # of a thread, and a multiple of 8
-_PRODUCER_REGISTERS = 64  # with fewer, 28672 spills 8 bytes; with 24 it takes 2.2 instead of 1.86 of a copy
+PRODUCER_REGISTERS = 64  # with fewer, 28672 spills 8 bytes; with 24 it takes 2.2 instead of 1.86 of a copy
 _PRODUCERS = 3  # where rows are few: 1 row of 28672 7.4 -> 6.3 us, 64 rows of 14336 6.5 -> 5.5
 _LARGEST_WIDTH = 256  # N of one wgmma
 _LARGEST_WIDTH_BESIDE_PRODUCERS = 128  # kWidest of warpgroup_products.cuh
@@ -154,10 +154,9 @@ class WarpgroupConfiguration(Launchable):
     @property
     def widths(self) -> tuple[int, int]:
         """N of the first product, of as many groups as it takes together, and of the second one."""
+        widest = _LARGEST_WIDTH_BESIDE_PRODUCERS if self.producers else _LARGEST_WIDTH
         joint = 1
-        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= (
-            _LARGEST_WIDTH_BESIDE_PRODUCERS if self.producers else _LARGEST_WIDTH
-        ):
+        while 2 * joint <= self.own_groups and 2 * joint * self.panel_rows <= widest:
             joint *= 2
         return joint * self.panel_rows, self.own_rows
 
@@ -165,14 +164,14 @@ class WarpgroupConfiguration(Launchable):
     def registers(self) -> tuple[int, int]:
         """Registers that threads have who multiply, and who produce; 0 where all have as many as the kernel has."""
         launched = min(255, _REGISTERS // (self.minimum_blocks * self.threads)) // 8 * 8
-        if self.producers == 0 or launched <= _PRODUCER_REGISTERS:
+        if self.producers == 0 or launched <= PRODUCER_REGISTERS:
             return 0, 0
-        spare = (launched - _PRODUCER_REGISTERS) * self.producers
-        return min(_MOST_REGISTERS, launched + spare // self.warpgroups // 8 * 8), _PRODUCER_REGISTERS
+        spare = (launched - PRODUCER_REGISTERS) * self.producers
+        return min(_MOST_REGISTERS, launched + spare // self.warpgroups // 8 * 8), PRODUCER_REGISTERS
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the Tensor Cores for the base of a row, on two parts, padding included."""
+        """Multiply-adds of the Tensor Cores for the base of a row, on two parts or at half the rate, padding included."""
         return 2 * (-(-self.order // 16) * 16) * self.panel_rows << self.log2_size
 
     @property

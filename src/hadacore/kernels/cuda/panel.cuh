@@ -179,6 +179,18 @@ __device__ __forceinline__ void start_stage(const Rows& r, i64 first_unit, u32 s
 }
 
 #if PROLOGUE
+// A vector after the prologue, `v`, takes the place of what it is made of: as bfloat16 high + low, a panel each; float32 in the first.
+__device__ __forceinline__ void put_values(u32 address, const VectorValues& v) {
+  u32 first[4], second[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    if (kSixteenBit) split_pair(first[w], second[w], v.v[(2 * w) % kVectorElements], v.v[(2 * w + 1) % kVectorElements]);
+    else first[w] = mov_b32_f32(v.v[w % kVectorElements]);
+  }
+  st_shared_v4_b32(address, make_uint4(first[0], first[1], first[2], first[3]));
+  if (kSixteenBit) st_shared_v4_b32(address + kPanelBytes, make_uint4(second[0], second[1], second[2], second[3]));
+}
+
 // The prologue of this thread's vectors. Lanes that hold the chunks of one sum add them in increasing order of column bit: it does
 // not depend on how many threads there are.
 __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& prologue, i64 first_unit, u32 stage, u32 squares_of_stage) {
@@ -195,7 +207,7 @@ __device__ __forceinline__ void apply_prologue(const Rows& r, const Prologue& pr
         sign_bits.insert_vector(0, signs_of_place(r, unit, place));
         apply_signs(values, sign_bits, 0);
       }
-      put_values(address, kPanelBytes, values);
+      put_values(address, values);
     } else if (!kHasSecond && !kRowsExist && place.i < ORDER) {
       st_shared_v4_b32(address + kPanelBytes, make_uint4(0, 0, 0, 0));  // the first panel has them already
     }

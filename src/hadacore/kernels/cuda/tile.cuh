@@ -50,6 +50,7 @@ struct TwoFragments {
 
 // Where codes follow, what one product gives goes to the next in 11 bits of significand.
 constexpr bool kToTf32 = ENCODING && kSixteenBit;
+static_assert(ENCODING || !PROLOGUE, "what a prologue gives is quantized, so it may have as few");
 
 // An fp32 word of which the Tensor Cores take 11 bits of significand. They cut off, 0.72 of 2^-11 on average, which is made good here;
 // what has no more bits stays as it is.
@@ -127,12 +128,6 @@ __device__ __forceinline__ void split_pair(u32& high, u32& low, float first, flo
   low = cvt_rn_bf16x2_f32(second - mov_f32_b32(high & 0xffff0000u), first - mov_f32_b32(high << 16));
 }
 
-// fp32 values as they are after a prologue: high + low.
-__device__ __forceinline__ void split_tile(u32 (&high)[4], u32 (&low)[4], const TileValues& x) {
-#pragma unroll
-  for (int w = 0; w < 4; ++w) split_pair(high[w], low[w], x.v[2 * w], x.v[2 * w + 1]);
-}
-
 __device__ __forceinline__ void multiply_columns(float (&d)[4], const PackedTile& x, u32 b0, u32 b1) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
   mma_exact(d, x.word[0], x.word[1], x.word[2], x.word[3], b0, b1, zero);
@@ -140,17 +135,10 @@ __device__ __forceinline__ void multiply_columns(float (&d)[4], const PackedTile
 
 __device__ __forceinline__ void multiply_columns(float (&d)[4], const TileValues& x, u32 b0, u32 b1) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-  const u32 sign_low = b0 << 16, sign_high = b0 & 0xffff0000u, second_low = b1 << 16, second_high = b1 & 0xffff0000u;
+  const u32 first[2] = {b0 << 16, b0 & 0xffff0000u}, second[2] = {b1 << 16, b1 & 0xffff0000u};  // pairs of bfloat16, in tf32
   float part[4];
-  if (kToTf32) {
-    mma_m16n8k8_f32_tf32(part, to_tf32(x.v[0]), to_tf32(x.v[2]), to_tf32(x.v[1]), to_tf32(x.v[3]), sign_low, sign_high, zero);
-    mma_m16n8k8_f32_tf32(d, to_tf32(x.v[4]), to_tf32(x.v[6]), to_tf32(x.v[5]), to_tf32(x.v[7]), second_low, second_high, part);
-    return;
-  }
-  u32 high[4], low[4];
-  split_tile(high, low, x);
-  mma_m16n8k16_f32_bf16(part, low[0], low[1], low[2], low[3], b0, b1, zero);
-  mma_m16n8k16_f32_bf16(d, high[0], high[1], high[2], high[3], b0, b1, part);
+  mma_m16n8k8_f32_tf32(part, to_tf32(x.v[0]), to_tf32(x.v[2]), to_tf32(x.v[1]), to_tf32(x.v[3]), first[0], first[1], zero);
+  mma_m16n8k8_f32_tf32(d, to_tf32(x.v[4]), to_tf32(x.v[6]), to_tf32(x.v[5]), to_tf32(x.v[7]), second[0], second[1], part);
 }
 
 // Sizes 32, 64, 128: data as A, H16 as B, so the results keep the lanes and positions of the elements.
@@ -179,23 +167,12 @@ __device__ __forceinline__ void multiply_rows(float (&d)[2][4], const PackedTile
 
 __device__ __forceinline__ void multiply_rows(float (&d)[2][4], const TileValues& x, const Hadamard16& h) {
   const float zero[4] = {0.f, 0.f, 0.f, 0.f};
-  if (kToTf32) {
-#pragma unroll
-    for (int bit2 = 0; bit2 < 2; ++bit2) {
-      const float* v = x.v + 4 * bit2;
-      float part[4];
-      mma_tf32(part, h.both.a[0], v[0], v[1], zero);
-      mma_tf32(d[bit2], h.both.a[1], v[2], v[3], part);
-    }
-    return;
-  }
-  u32 high[4], low[4];
-  split_tile(high, low, x);
 #pragma unroll
   for (int bit2 = 0; bit2 < 2; ++bit2) {
+    const float* v = x.v + 4 * bit2;
     float part[4];
-    mma_split(part, h.split, {low[2 * bit2], low[2 * bit2 + 1]}, zero);
-    mma_split(d[bit2], h.split, {high[2 * bit2], high[2 * bit2 + 1]}, part);
+    mma_tf32(part, h.both.a[0], v[0], v[1], zero);
+    mma_tf32(d[bit2], h.both.a[1], v[2], v[3], part);
   }
 }
 

@@ -180,10 +180,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, MIN_BLOCKS) hadamard_tr
 #endif
 
 #if SHARED_ROW
+    const float(&y)[kUnitVectors][kVectorElements] = reinterpret_cast<const float(&)[kUnitVectors][kVectorElements]>(value);
 #pragma unroll
     for (int i = 0; i < kUnitVectors; ++i) {
 #pragma unroll
-      for (int e = 0; e < kVectorElements; ++e) results[u][i][e] = (&value[0][0])[i * kVectorElements + e];
+      for (int e = 0; e < kVectorElements; ++e) results[u][i][e] = y[i][e];
       largest[0] = max_u32(largest[0], scale_and_measure(results[u][i], scales[i], sign_bits, 4 * i));
     }
 #elif ENCODING
