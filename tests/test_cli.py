@@ -78,6 +78,9 @@ def test_plan_prints_the_plan() -> None:
     text = run("plan", "4096", "--arch", "sm_90a", "--dtype", "bfloat16", "--rows", "7", "--signs", "--inverse")
     assert "Plan for 7 rows of 4096, bfloat16, on sm_90a, 132 multiprocessors" in text
     assert "after the transform" in text and "exchange" in text
+    for architecture, kernels in (("sm_80", ("pass 1", "pass 2")), ("sm_90a", ("16 warps x 2 blocks",))):
+        text = run("plan", "65536", "--arch", architecture, "--dtype", "bfloat16")
+        assert all(kernel in text for kernel in kernels) and ("pass 1" in text) == (len(kernels) == 2)
 
 
 def test_plan_options_all_matter() -> None:
@@ -361,6 +364,16 @@ def test_compile_selects_what_can_run() -> None:
         compiling.kernels_for((4,), ("float16",), ("sm_90a",))
     )
     assert not any(k.configuration.cluster > 1 for k in compiling.kernels_for(architectures=("sm_80",)))
+    # What takes passes on one GPU is one launch on another; passes have no strided kernels.
+    for architecture, dtype, kernels in (
+        ("sm_80", "bfloat16", {"exchange_rows", "columns"}), ("sm_90a", "bfloat16", {"exchange_rows"}),
+        ("sm_90a", "float32", {"exchange_rows"}), ("sm_100a", "float16", {"exchange_rows"}),
+        ("sm_120", "bfloat16", {"exchange_rows", "columns"}), ("sm_120", "float32", {"exchange_rows"}),
+    ):  # fmt: skip
+        found = compiling.kernels_for((65536,), (dtype,), (architecture,), signs=True, strided=True)
+        assert {k.configuration.kernel for k in found} == kernels
+        variants = {(k.configuration.signs, k.configuration.strided) for k in found}
+        assert len(variants) == (3 if "columns" in kernels else 6)
     assert compiling.worker_count(None, 1) == 1 and compiling.worker_count(3, 1) == 3
 
 
@@ -391,7 +404,7 @@ def test_compile_says_what_has_no_kernel() -> None:
     reasons = compiling.without_kernel((4, 65536), ("float16",), ("sm_80",), requests)
     assert set(reasons) == {f"{size} to {what}" for size in (4, 65536) for what in ("int8 row", "mxfp8 32")}
     assert "shorter than a vector" in reasons["4 to int8 row"]
-    assert "several passes over memory" in reasons["65536 to mxfp8 32"]
+    assert "powers of two up to 32768, not 65536" in reasons["65536 to mxfp8 32"]
     assert "multiple of the block of 32" in reasons["4 to mxfp8 32"]
 
 

@@ -30,6 +30,7 @@ from hadacore.kernels.configurations import (
     SIGNS_BEFORE,
     KernelConfiguration,
     candidates,
+    maximum_log2_row,
 )
 from hadacore.kernels.fusion import fused_prologue, fusion_of_heads
 from hadacore.kernels.heads import HeadsConfiguration
@@ -57,7 +58,8 @@ def _entries(folder: Path) -> list[Path]:
 def test_large_kernels_stay_in_registers(architecture: str) -> None:
     """The hardest configurations; `.ci/run` compiles all of them."""
     for code in (0, 2):
-        for candidate in candidates(code, 15, BY_NAME[architecture]):
+        sizes = range(15, maximum_log2_row(code, BY_NAME[architecture]) + 1)
+        for candidate in (c for k in sizes for c in candidates(code, k, BY_NAME[architecture])):
             resources = compiler.resources_of(candidate.configuration, architecture)
             assert resources.stays_in_registers, (candidate.configuration, resources)
             assert (

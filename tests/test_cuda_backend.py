@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import types
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hadacore.backends import cuda
-from hadacore.backends.cuda import launch
+from hadacore.backends.cuda import launch, passes
 from hadacore.backends.cuda.strides import RowStrides, row_strides
 from hadacore.elements import BY_DTYPE
 from hadacore.kernels.architectures import architecture_of
@@ -66,6 +67,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[KernelConfiguration]:
         )  # fmt: skip
 
     monkeypatch.setattr(launch, "_launch", emulated)
+    monkeypatch.setattr(launch, "_maximum_row", lambda dtype, index: 1 << 16)  # of the GPU above
     return ran
 
 
@@ -86,7 +88,8 @@ def _signs(n: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(
     ("size", "blocks", "dtype"),
-    [(1, 3, torch.float16), (4, 1, torch.bfloat16), (128, 3, torch.float16), (1024, 1, torch.float32), (4096, 1, torch.bfloat16)],
+    [(1, 3, torch.float16), (4, 1, torch.bfloat16), (128, 3, torch.float16), (1024, 1, torch.float32), (4096, 1, torch.bfloat16),
+     (65536, 2, torch.float16), (65536, 1, torch.float32)],
 )  # fmt: skip
 def test_contiguous_rows_take_one_launch(
     size: int, blocks: int, dtype: torch.dtype, in_place: bool, launches: list[KernelConfiguration]
@@ -100,7 +103,7 @@ def test_contiguous_rows_take_one_launch(
 
 @needs_compiler
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("size", [64, 2048])
+@pytest.mark.parametrize("size", [64, 2048, 65536])
 def test_strided_rows_are_transformed_where_they_are(
     size: int, in_place: bool, launches: list[KernelConfiguration]
 ) -> None:
@@ -129,6 +132,36 @@ def test_unaligned_signs_are_copied(launches: list[KernelConfiguration]) -> None
     storage = _signs(129, torch.float16)
     _check(torch.randn(3, 128).half(), 128, storage[1:], False, False)
     _check(torch.randn(3, 128).half(), 128, _signs(256, torch.float16)[::2], False, False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "largest"),
+    [
+        ((8, 0), torch.bfloat16, 1 << 15), ((8, 9), torch.float32, 1 << 15), ((9, 0), torch.bfloat16, 1 << 16),
+        ((9, 0), torch.float32, 1 << 16), ((12, 0), torch.float16, 1 << 15), ((12, 0), torch.float32, 1 << 16),
+    ],
+)  # fmt: skip
+def test_larger_rows_than_the_gpu_holds_take_passes(
+    capability: tuple[int, int], dtype: torch.dtype, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ran: list[tuple[str, int]] = []
+
+    def properties(index: int) -> object:
+        asked.append(index)
+        return types.SimpleNamespace(major=capability[0], minor=capability[1])
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(launch, "_launch", lambda x, out, size, *more: ran.append(("launch", size)))
+    monkeypatch.setattr(passes, "transform", lambda x, out, size, *more: ran.append(("passes", size)))
+    launch._maximum_row.cache_clear()
+    sizes = (256, 1 << 15, 1 << 16, 1 << 17)
+    x = torch.empty(2, 1 << 17, dtype=dtype)
+    for size in sizes * 2:
+        cuda.transform(x, x, size, 1.0, None, False, None)
+    launch._maximum_row.cache_clear()
+    assert ran == [("launch" if size <= largest else "passes", size) for size in sizes] * 2
+    assert len(asked) == 1  # a call asks the driver nothing
 
 
 def test_empty_tensors_launch_nothing(launches: list[KernelConfiguration]) -> None:

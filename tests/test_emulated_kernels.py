@@ -175,7 +175,7 @@ def test_signs(configuration: KernelConfiguration, signs_are: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "configuration", [c for c in CONFIGURATIONS if c.element_code == 0 and c.log2_size in (3, 10, 15)], ids=_name
+    "configuration", [c for c in CONFIGURATIONS if c.element_code == 0 and c.log2_size in (3, 10, 15, 16)], ids=_name
 )
 def test_programmatic_launch_waits_before_it_reads(configuration: KernelConfiguration) -> None:
     x = _random_rows(configuration, _some_rows(configuration))
@@ -334,7 +334,7 @@ def test_strided_rows(configuration: KernelConfiguration, signs_are: int) -> Non
 
 @pytest.mark.parametrize(
     "configuration",
-    [c.with_options(NO_SIGNS, True) for c in CONFIGURATIONS if c.log2_size in (5, 8, 11, 15)],
+    [c.with_options(NO_SIGNS, True) for c in CONFIGURATIONS if c.log2_size in (5, 8, 11, 15, 16)],
     ids=_name,
 )
 def test_strided_rows_in_place(configuration: KernelConfiguration) -> None:

@@ -1,4 +1,4 @@
-"""Transforms larger than one kernel holds, through the public functions: on the CPU, and on a GPU where there is one."""
+"""Transforms above 32768, through the public functions: on the CPU, and on a GPU where there is one."""
 
 from __future__ import annotations
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import hadacore
 from hadacore.backends import cuda
+from hadacore.backends.cuda import launch as cuda_launch
 from hadacore.backends.cuda import passes as cuda_passes
 from hadacore.elements import CUDA_ELEMENTS
 from hadacore.kernels.architectures import ARCHITECTURES, BY_NAME, Architecture
 from hadacore.kernels.columns import COLUMNS, ColumnsConfiguration, PassConfiguration
-from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, choose
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, choose, maximum_log2_row
 from hadacore.kernels.passes import GROUP_BYTES, MAXIMUM_LOG2_SIZE, SPLITS, Passes, Place, Split, kernels_of, passes_of
 from tests import oracle, tolerances
 from tests.emulator import EmulatedColumns, EmulatedKernel, compiler
@@ -24,7 +25,7 @@ from tests.emulator import EmulatedColumns, EmulatedKernel, compiler
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler for the emulator")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # by ELEMENT
-LARGE = list(range(MAXIMUM_LOG2_ROW + 1, MAXIMUM_LOG2_SIZE + 1))
+LARGE = list(range(16, MAXIMUM_LOG2_SIZE + 1))
 each_code = pytest.mark.parametrize("code", range(3), ids=["float16", "bfloat16", "float32"])
 each_placement = pytest.mark.parametrize(
     "signs_are", [NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER], ids=["plain", "before", "after"]
@@ -59,6 +60,7 @@ def test_divisions_that_do_not_work_are_refused() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 @pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
 def test_every_size_runs_on_every_architecture(element: Any, architecture: Architecture) -> None:
+    assert maximum_log2_row(element.cuda_code, architecture) + 1 in LARGE
     for log2_size in LARGE:
         for signs in (NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER):
             planned = passes_of(element.cuda_code, log2_size, 1, architecture.capability, 60, signs)
@@ -245,6 +247,22 @@ def test_several_passes_give_the_bits_of_one() -> None:
 
 
 @needs_compiler
+@each_placement
+@each_code
+def test_the_largest_row_of_one_kernel_has_the_bits_of_two_passes(code: int, signs_are: int) -> None:
+    architecture = BY_NAME["sm_90a"]
+    log2_size = maximum_log2_row(code, architecture)
+    assert log2_size in SPLITS
+    x, signs = _random(code, 3, log2_size), None if signs_are == NO_SIGNS else _signs(1, log2_size, code)
+    configuration = choose(code, log2_size, 3, architecture.capability, 132, signs_are)
+    whole = torch.full_like(x, math.nan)
+    EmulatedKernel(configuration).run(
+        x.view(-1), whole.view(-1), 2.0 ** (-log2_size / 2), 3, signs=signs, grid=configuration.grid(3, 132), seed=code
+    )
+    assert torch.equal(_result(_passes(code, log2_size, 3, signs_are), x, signs), whole)
+
+
+@needs_compiler
 @each_code
 def test_divisions_of_a_size_agree(code: int) -> None:
     x = _random(code, 1, 18)
@@ -359,6 +377,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Passes]:
     monkeypatch.setattr(cuda_passes, "_prepared_for", prepared_for)
     monkeypatch.setattr(cuda_passes, "run_passes", run)
     monkeypatch.setattr(cuda_passes, "enter_device", lambda index: Here())
+    monkeypatch.setattr(cuda_launch, "_maximum_row", lambda dtype, index: 1 << 15)  # a GPU without clusters
     return ran
 
 

@@ -13,14 +13,14 @@ from hadacore.formats import BY_NAME, Quantizer
 from hadacore.kernels.architectures import ARCHITECTURES, CHECKED, Architecture, architecture_of
 from hadacore.kernels.architectures import BY_NAME as BY_ARCHITECTURE
 from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
-from hadacore.kernels.configurations import TABLE, KernelConfiguration, candidates, choose
+from hadacore.kernels.configurations import TABLE, KernelConfiguration, candidates, choose, maximum_log2_row
 from hadacore.kernels.fusion import fusion_of
 from hadacore.kernels.stages import stages_of
 from hadacore.matrices import factor
 from tests import oracle, tolerances
 from tests.stage_executor import execute
 
-SIZES = [2**k for k in range(16)]
+SIZES = [2**k for k in range(17)]  # of one launch on Hopper
 
 
 def _all_candidates() -> list[KernelConfiguration]:
@@ -54,7 +54,7 @@ def test_a_schedule_that_misses_a_bit_is_refused() -> None:
 def test_every_size_runs_on_every_architecture(element: Element, architecture: object) -> None:
     code = element.cuda_code
     assert code is not None
-    for log2_size in range(16):
+    for log2_size in range(maximum_log2_row(code, architecture) + 1):
         listed = candidates(code, log2_size, architecture)
         assert math.isinf(listed[-1].up_to_elements_per_multiprocessor)
         limits = [candidate.up_to_elements_per_multiprocessor for candidate in listed]
@@ -66,7 +66,28 @@ def test_every_size_runs_on_every_architecture(element: Element, architecture: o
             assert configuration.threads <= 1024 and configuration.cluster <= 8
 
 
-@pytest.mark.parametrize("log2_size", range(16))
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+@pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
+def test_65536_is_one_launch_where_a_cluster_holds_it(element: Element, architecture: Architecture) -> None:
+    """256 KiB of fp32 values: in 16 bits 128 in each of two blocks, and in float32 32 in each of eight."""
+    needed = (128 if element.bytes == 2 else 32) * 1024
+    held = architecture.capability >= (9, 0) and architecture.shared_memory_per_block > needed
+    for rows in (1, 3, 4096):
+        for options in ({}, {"signs": True}, {"signs": True, "inverse": True}):
+            planned = hadacore.plan(1 << 16, element.dtype, rows=rows, architecture=architecture.name, **options)
+            if held:
+                c = planned.configuration
+                assert c is not None and c.runs_on(architecture) and c.works_in_place and planned.passes is None
+                assert c.cluster == (2 if element.bytes == 2 else 8) and c.grid(rows, 132) == rows
+            else:
+                assert planned.configuration is None and planned.passes is not None
+                assert planned.passes.split == (11, 5)
+    for size in (1 << 17, 1 << 20):
+        planned = hadacore.plan(size, element.dtype, rows=3, architecture=architecture.name)
+        assert planned.configuration is None and planned.passes is not None
+
+
+@pytest.mark.parametrize("log2_size", range(17))
 def test_a_launch_covers_every_row_once(log2_size: int) -> None:
     for rows in (1, 2, 3, 17, 132, 133, 1000, 2**26, 2**31 + 5):
         if rows > 2**26 and log2_size > 8:
@@ -90,7 +111,7 @@ def test_few_rows_of_a_large_size_are_spread_over_clusters() -> None:
     assert choose(0, 15, 2, (8, 0), 108).cluster == 1
 
 
-@pytest.mark.parametrize("log2_size", range(16))
+@pytest.mark.parametrize("log2_size", range(17))
 def test_all_configurations_of_a_size_have_the_same_arithmetic(log2_size: int) -> None:
     """Bits come in the same order and through the same units, which is what makes results independent of rows."""
     for element_bytes in (2, 4):

@@ -7,7 +7,10 @@ import torch
 
 from hadacore import hadamard_quantize, plan_quantize, prologues
 from hadacore.backends.cpu import native
-from hadacore.formats import FORMATS, Format
+from hadacore.formats import BY_NAME, FORMATS, Format, Quantizer
+from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
+from hadacore.kernels.configurations import candidates
+from hadacore.kernels.fusion import fusion_of
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
@@ -32,6 +35,14 @@ def test_what_is_not_fused_says_why() -> None:
         assert plan.composed_reason == "the native kernels round to nearest only"
         assert long.composed_reason is not None and "up to 2^16, got 2^17" in long.composed_reason
         assert plan_quantize(1 << 17, "int8", block_size=1 << 16, device="cpu").fused
+
+
+def test_rows_that_no_quantizer_goes_with_take_one_launch_and_operations() -> None:
+    plan = plan_quantize(1 << 16, "int8", architecture="sm_90a")
+    assert plan.composed_reason == "a quantizer goes with powers of two up to 32768, not 65536"
+    assert plan.transform.configuration is not None and plan.transform.passes is None
+    fusion = fusion_of(Quantizer(BY_NAME["int8"], 1 << 16), 1 << 16, False)
+    assert not candidates(2, 16, ARCHITECTURES["sm_90a"], fusion)
 
 
 def test_prologues_count() -> None:

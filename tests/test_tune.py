@@ -11,7 +11,7 @@ import torch
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import BY_NAME
-from hadacore.kernels.configurations import BEFORE_EXCHANGE
+from hadacore.kernels.configurations import BEFORE_EXCHANGE, maximum_log2_row
 from hadacore.kernels.fusion import fused_prologue, fusion_of
 from hadacore.kernels.stages import stages_of
 from hadacore.prologues import GatedActivation
@@ -26,7 +26,7 @@ def tune() -> ModuleType:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
 @pytest.mark.parametrize("code", range(3))
 def test_every_size_has_configurations_to_try(tune: ModuleType, code: int, architecture: str) -> None:
-    for log2_size in range(16):
+    for log2_size in range(maximum_log2_row(code, BY_NAME[architecture]) + 1):
         configurations = list(tune.space(code, log2_size, BY_NAME[architecture]))
         assert configurations
         for configuration in configurations:

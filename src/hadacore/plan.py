@@ -19,7 +19,7 @@ from hadacore.checks import check_base_matrix, check_block_size
 from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
-from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, KernelConfiguration, choose, signs_placement
+from hadacore.kernels.configurations import KernelConfiguration, choose, maximum_log2_row, signs_placement
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.passes import Passes, passes_of
 from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of, warpgroup_stages
@@ -276,7 +276,7 @@ def plan(
             f"size {size} runs as several smaller transforms with copies between them, which have no plan of their own; plan "
             f"block_size={problem.order << 8} and {size // (problem.order << 8)} instead"
         )
-    if not has_base and size > 1 << MAXIMUM_LOG2_ROW:
+    if not has_base and size > 1 << maximum_log2_row(element.cuda_code, found):
         signs_are = signs_placement(signs, inverse)
         passes = passes_of(
             element.cuda_code, size.bit_length() - 1, problem.rows, found.capability, processors, signs_are, n // size

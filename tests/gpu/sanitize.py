@@ -26,7 +26,7 @@ from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.formats import FORMATS
 from hadacore.kernels.architectures import architecture_of
 from hadacore.kernels.base_configurations import base_candidates
-from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates
+from hadacore.kernels.configurations import NO_SIGNS, SIGNS_AFTER, SIGNS_BEFORE, candidates, maximum_log2_row
 from hadacore.kernels.passes import passes_of
 from hadacore.matrices import factor
 
@@ -46,7 +46,7 @@ def _rows(element: Element) -> int:
     device = torch.cuda.current_device()
     architecture = architecture_of(torch.cuda.get_device_capability(device))
     launched = 0
-    for log2_size in range(16):
+    for log2_size in range(maximum_log2_row(element.cuda_code, architecture) + 1):
         size = 1 << log2_size
         rows = 3 if log2_size >= 12 else 2 * (512 >> min(log2_size, 9)) + 1
         signs = torch.ones(size, dtype=element.dtype, device="cuda")

@@ -17,7 +17,7 @@ import hadacore
 from hadacore.backends.cuda.launch import kernel_arguments, launch_prepared, prepare
 from hadacore.elements import CUDA_ELEMENTS, Element
 from hadacore.kernels.architectures import architecture_of
-from hadacore.kernels.configurations import candidates
+from hadacore.kernels.configurations import candidates, maximum_log2_row
 from tests import oracle, tolerances
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +26,7 @@ GUARD = 64
 
 
 @pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
-@pytest.mark.parametrize("log2_size", range(16))
+@pytest.mark.parametrize("log2_size", range(17))
 def test_every_configuration_gives_the_same_bits(element: Element, log2_size: int) -> None:
     device = torch.cuda.current_device()
     size = 1 << log2_size
@@ -47,7 +47,7 @@ def test_every_configuration_gives_the_same_bits(element: Element, log2_size: in
 
 
 @pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
-@pytest.mark.parametrize("size", [2**k for k in range(16)])
+@pytest.mark.parametrize("size", [2**k for k in range(17)])
 def test_rows_one_to_forty(element: Element, size: int) -> None:
     x = torch.randn(40, size, device="cuda").to(element.dtype)
     together = hadacore.hadamard_transform(x)
@@ -132,7 +132,7 @@ def test_second_device() -> None:
     assert torch.equal(y.cpu(), hadacore.hadamard_transform(x.to("cuda:0")).cpu())
 
 
-@pytest.mark.parametrize("size", [1, 128, 32768])
+@pytest.mark.parametrize("size", [1, 128, 32768, 65536])
 def test_more_than_two_to_the_31_elements(size: int) -> None:
     rows = 2**31 // size + 3
     if torch.cuda.mem_get_info()[0] < 5 * rows * size:
@@ -143,6 +143,31 @@ def test_more_than_two_to_the_31_elements(size: int) -> None:
     middle = hadacore.hadamard_transform(x[rows // 2 : rows // 2 + 5])
     hadacore.hadamard_transform_(x)
     assert torch.equal(x[-5:], tail) and torch.equal(x[rows // 2 : rows // 2 + 5], middle)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("element", CUDA_ELEMENTS, ids=lambda e: e.name)
+def test_rows_of_65536_alone_with_signs_and_at_strides(element: Element, inverse: bool) -> None:
+    """Where a cluster holds a row, it takes one launch: no workspace, no copy."""
+    size = 1 << 16
+    architecture = architecture_of(torch.cuda.get_device_capability())
+    in_one = maximum_log2_row(element.cuda_code, architecture) == 16
+    x = torch.randn(9, 2, size, device="cuda").to(element.dtype)[:, 1]
+    y = torch.empty(9, size, device="cuda", dtype=element.dtype)
+    signs = (torch.randint(0, 2, (size,), device="cuda") * 2 - 1).to(element.dtype)
+    for given in (None, signs):
+        expected = hadacore.hadamard_transform(x.contiguous(), signs=given, inverse=inverse)
+        exact = oracle.transform(x, signs=given, inverse=inverse)
+        bound = tolerances.element_bound(x, exact, size, size**-0.5, element.dtype)
+        assert ((expected.double() - exact).abs() <= bound).all()
+        assert torch.equal(hadacore.hadamard_transform(x[3], signs=given, inverse=inverse), expected[3])
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        hadacore.hadamard_transform(x, out=y, signs=given, inverse=inverse)
+        assert not in_one or torch.cuda.memory_stats()["allocation.all.allocated"] == before
+        assert torch.equal(y, expected)
+    hadacore.hadamard_transform_(x, signs=signs, inverse=inverse)
+    assert torch.equal(x, expected)
 
 
 def test_strided_rows_are_read_in_place() -> None:
@@ -160,7 +185,7 @@ def test_strided_rows_are_read_in_place() -> None:
     assert torch.equal(query, expected)
 
 
-@pytest.mark.parametrize("size", [8, 128, 4096])
+@pytest.mark.parametrize("size", [8, 128, 4096, 65536])
 def test_unaligned_views(size: int) -> None:
     storage = torch.randn(5 * size + 1, device="cuda", dtype=torch.float16)
     x = storage[1:].view(5, size)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from hadacore.benchmarking.timing import COLD, HOT, REGIMES
 from hadacore.elements import CUDA_ELEMENTS
-from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW
 from hadacore.matrices import check_size
 
 #: Above this, hot and cold are the same: nothing of it stays in a cache.
 HOT_MAXIMUM_ELEMENTS = 33_554_432
 
-#: By default; larger sizes, in several passes over memory, are measured if asked for.
-SIZES = tuple(1 << k for k in range(MAXIMUM_LOG2_ROW + 1))
+#: By default: what every GPU takes in one launch. Larger sizes are measured if asked for.
+SIZES = tuple(1 << k for k in range(16))
 ELEMENT_COUNTS = (4096, 8192, 65_536, 524_288, 2_097_152, 8_388_608, 33_554_432, 134_217_728)
 DTYPES = tuple(element.name for element in CUDA_ELEMENTS)
 

@@ -24,12 +24,12 @@ from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
 from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
 from hadacore.kernels.configurations import (
-    MAXIMUM_LOG2_ROW,
     NO_SIGNS,
     SIGNS_AFTER,
     SIGNS_BEFORE,
     KernelConfiguration,
     candidates,
+    maximum_log2_row,
 )
 from hadacore.kernels.fusion import Fusion, fused_prologue
 from hadacore.kernels.passes import kernels_of
@@ -224,10 +224,10 @@ def _kernels(
     strided: bool,
     fusion: Fusion | None,
 ) -> Iterator[Kernel]:
-    matrix = factor(size)
-    if matrix.base_order == 1 and matrix.log2 > MAXIMUM_LOG2_ROW:
+    matrix, target = factor(size), ARCHITECTURES[architecture]
+    if matrix.base_order == 1 and matrix.log2 > maximum_log2_row(code, target):
         for with_signs in sign_variants:
-            for in_passes in kernels_of(code, matrix.log2, ARCHITECTURES[architecture], with_signs):
+            for in_passes in kernels_of(code, matrix.log2, target, with_signs):
                 yield Kernel(dtype, architecture, in_passes)
         return
     vector = BY_NAME[dtype].vector_elements

@@ -16,7 +16,7 @@ from hadacore.kernels.architectures import Architecture, Capability, architectur
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.launchable import Launchable
 
-MAXIMUM_LOG2_ROW = 15  # of one kernel; larger transforms take several passes (passes.py)
+_MAXIMUM_LOG2_FUSED_ROW = 15  # of one kernel that quantizes
 TILE_LOG2 = 8  # a warp's tile is 256 elements
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
@@ -262,7 +262,7 @@ def _exchange(
 
 # Candidates of a size, few rows first. The last of them take any number of rows; of those, the first that the GPU has
 # the shared memory for is used. Measured on one H200 (docs/performance.md): few elements want many small blocks, and
-# rows that are spread over a cluster; many want blocks that need not be started often.
+# rows that are spread over a cluster; many want blocks that need not be started often. 65536 takes a cluster, however many rows.
 _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
     **{
         k: (_warp(k, 4, 1, 8, _2_20), _warp(k, 8, 1, 4, _2_22), _warp(k, 8, 2, 4, _2_24), _warp(k, 8, 1, 4))
@@ -299,6 +299,8 @@ _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
+    # Two passes at 2^26 elements: 3.26 times a copy. This 1.62, 1.67 at 2^25, 1.64 at 2^23; 8 warps in clusters of 4 1.7 or more.
+    16: (_exchange(16, 3, 16, 1, cluster=2, programmatic=BEFORE_EXCHANGE),),
 }
 _FLOAT32: dict[int, tuple[Candidate, ...]] = {
     **{k: (_warp(k, 4, 1, 8),) for k in range(9)},
@@ -319,6 +321,8 @@ _FLOAT32: dict[int, tuple[Candidate, ...]] = {
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
+    # Two passes at 2^26 elements: 1.93. This 1.09, 1.13 at 2^25; 8 warps in clusters of 4 1.14, 16 in clusters of 2 1.20.
+    16: (_exchange(16, 3, 4, 4, cluster=8, programmatic=AFTER_LOADS),),
 }
 
 #: Candidates by bytes of an element and log2 of the size.
@@ -410,6 +414,8 @@ def _listed(element_code: int, log2_size: int, fusion: Fusion | None) -> tuple[C
     table = TABLE[4 if element_code == 2 else 2, log2_size]
     if fusion is None:
         return table
+    if log2_size > _MAXIMUM_LOG2_FUSED_ROW:
+        return ()
     if of_shared_row := _of_shared_row(element_code, log2_size, fusion):
         return of_shared_row
     first: tuple[Candidate, ...] = ()
@@ -454,6 +460,17 @@ def candidates(
             if math.isinf(candidate.up_to_elements_per_multiprocessor):
                 break
     return tuple(found)
+
+
+@functools.lru_cache(maxsize=256)
+def maximum_log2_row(element_code: int, architecture: Architecture, fused: bool = False) -> int:
+    """Index bits of the largest row that one kernel holds; larger transforms take several passes (passes.py).
+
+    ``fused``: that one kernel transforms and quantizes; larger ones are quantized after the transform.
+    """
+    if fused:
+        return _MAXIMUM_LOG2_FUSED_ROW
+    return max(k for _, k in TABLE if candidates(element_code, k, architecture))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ more than the launch itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +25,14 @@ from hadacore.elements import BY_DTYPE
 from hadacore.errors import BackendUnavailableError
 from hadacore.kernels.architectures import Architecture, architecture_of
 from hadacore.kernels.base_configurations import LARGEST_ORDER, base_source, choose_base
-from hadacore.kernels.configurations import MAXIMUM_LOG2_ROW, NO_SIGNS, choose, signs_placement
+from hadacore.kernels.configurations import NO_SIGNS, choose, maximum_log2_row, signs_placement
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.source import ENTRY_POINT, Configuration, constants, kernel_source
 from hadacore.matrices import factor
 
 VECTOR_BYTES = 16
 _PREPARED_LIMIT = 4096
-_MAXIMUM_ROW = 1 << MAXIMUM_LOG2_ROW
-_LARGEST_SINGLE = LARGEST_ORDER  # the base of a smaller size fits the kernel, whatever its order
+_LARGEST_SINGLE = LARGEST_ORDER  # up to it one launch takes every size, as the base fits the kernel, whatever its order
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,18 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if is_aligned(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
+@functools.lru_cache(maxsize=64)
+def _maximum_row(dtype: torch.dtype, device_index: int) -> int:
+    """Elements of the largest power of two that a GPU takes in one launch.
+
+    Raises:
+        TypeError: The CUDA kernels do not take ``dtype``.
+        ValueError: The GPU is older than sm_80.
+    """
+    properties = torch.cuda.get_device_properties(device_index)
+    return 1 << maximum_log2_row(cuda_code(dtype), architecture_of((properties.major, properties.minor)))
+
+
 def _copy_of(x: Tensor) -> Tensor:
     """A copy with x's strides. Configurations that spread a row over blocks are for few rows, which are quick to copy."""
     copy = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
@@ -285,17 +297,19 @@ def transform(
         return
     if signs is not None:
         signs = aligned(signs)
-    if size > _MAXIMUM_ROW and base is None and size & (size - 1) == 0:
-        from hadacore.backends.cuda import passes  # which imports this module
-
-        passes.transform(x, out, size, scale, signs, inverse)
-        return
     if size > _LARGEST_SINGLE:
-        order = factor(size).base_order if base is None else base.shape[0]
-        log2_columns = (size // order).bit_length() - 1
-        if is_composed(order, log2_columns):
-            transform_composed(transform, x, out, order, log2_columns, scale, signs, inverse, base)
-            return
+        if base is None and size & (size - 1) == 0:
+            if size > _maximum_row(x.dtype, x.get_device()):
+                from hadacore.backends.cuda import passes  # which imports this module
+
+                passes.transform(x, out, size, scale, signs, inverse)
+                return
+        else:
+            order = factor(size).base_order if base is None else base.shape[0]
+            log2_columns = (size // order).bit_length() - 1
+            if is_composed(order, log2_columns):
+                transform_composed(transform, x, out, order, log2_columns, scale, signs, inverse, base)
+                return
     strides = None
     direct = (x.data_ptr() | out.data_ptr()) % VECTOR_BYTES == 0  # without a copy
     if direct and not (x.is_contiguous() and out.is_contiguous()):

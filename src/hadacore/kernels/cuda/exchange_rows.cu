@@ -1,4 +1,4 @@
-// exchange_rows.cu: rows larger than a warp holds, sizes 512 to 32768; one block, or one cluster, a row.
+// exchange_rows.cu: rows larger than a warp holds, sizes 512 to 65536; one block, or one cluster, a row.
 //
 // Running example, size 32768 as 8 tiles, 16 warps, 1 block. Index bits of an element, and where they sit:
 //   loaded, transformed   bits 14..11 = warp   bits 10..8 = tile     bits 7..3 = lane      bits 2..0 = position
