@@ -37,7 +37,13 @@ from hadacore.elements import BY_CUDA_CODE, BY_NAME
 from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import Architecture, architecture_of
-from hadacore.kernels.base_configurations import MAXIMUM_LOG2_COLUMNS, BaseConfiguration, base_candidates, has_halves
+from hadacore.kernels.base_configurations import (
+    MAXIMUM_LOG2_COLUMNS,
+    BaseConfiguration,
+    OrderConfiguration,
+    base_candidates,
+    has_halves,
+)
 from hadacore.kernels.configurations import (
     AFTER_LOADS,
     AFTER_WAIT,
@@ -46,13 +52,14 @@ from hadacore.kernels.configurations import (
     KernelConfiguration,
     candidates,
 )
+from hadacore.kernels.fragment_configurations import FragmentConfiguration
 from hadacore.kernels.fusion import Fusion, fused_prologue, fusion_of, scale_factor
 from hadacore.kernels.source import constants, kernel_source
 from hadacore.kernels.warpgroup_configurations import PRODUCER_REGISTERS, WarpgroupConfiguration
 from hadacore.matrices import factor
 from hadacore.prologues import GatedActivation
 
-Configuration = KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
+Configuration = KernelConfiguration | OrderConfiguration
 
 ELEMENTS = (1 << 23, 1 << 25)
 COMPILERS = 14
@@ -135,6 +142,19 @@ def of_panel(plain: BaseConfiguration, halves: bool) -> Iterator[BaseConfigurati
                         continue
 
 
+def by_fragments(code: int, order: int, log2_columns: int) -> Iterator[FragmentConfiguration]:
+    """Configurations of ``order * 2^log2_columns`` by ``fragment_rows.cu``, without a quantizer."""
+    for merged, warps in itertools.product(range(log2_columns), (1, 2, 4, 8)):
+        try:
+            plain = FragmentConfiguration(code, order << merged, merged, log2_columns - merged, warps)
+        except ValueError:
+            continue
+        registers = 3 * plain.order_tiles**2 + 30
+        for of_multiprocessor in (8, 12, 16, 20, 24, 28, 32, 40):  # warps
+            if of_multiprocessor % warps == 0 and of_multiprocessor * 32 * registers <= 65536:
+                yield replace(plain, minimum_blocks=of_multiprocessor // warps)
+
+
 def by_warpgroups(code: int, order: int, log2_columns: int, fusion: Fusion | None) -> Iterator[WarpgroupConfiguration]:
     """Configurations of ``order * 2^log2_columns`` by ``warpgroup_rows.cu``. Where codes follow, also with the next row in the
     panel's place, and with two blocks a row."""
@@ -186,13 +206,14 @@ def all_candidates(
         found = itertools.chain(
             with_base(code, matrix.base_order, matrix.log2),
             by_warpgroups(code, matrix.base_order, matrix.log2, fusion),
+            by_fragments(code, matrix.base_order, matrix.log2) if fusion is None else (),
         )
     mine, others = of_table(code, size, fusion, architecture), []
     for c in found:
         if kernel not in ("", c.kernel):
             continue
         try:
-            others.append(replace(c, fusion=fusion))
+            others.append(c if c.fusion == fusion else replace(c, fusion=fusion))
         except ValueError:
             continue  # the quantizer's blocks do not fit
     return list(dict.fromkeys([*mine, *(c for c in others if fits(c, architecture))]))

@@ -12,6 +12,8 @@ from hadacore.formats import BY_NAME as FORMATS
 from hadacore.formats import Quantizer
 from hadacore.kernels.architectures import BY_NAME
 from hadacore.kernels.configurations import BEFORE_EXCHANGE, maximum_log2_row
+from hadacore.kernels.fragment_configurations import fragment_configuration
+from hadacore.kernels.fragment_table import PLAIN
 from hadacore.kernels.fusion import fused_prologue, fusion_of
 from hadacore.kernels.stages import stages_of
 from hadacore.prologues import GatedActivation
@@ -56,6 +58,22 @@ def test_kernels_to_try_fit_and_begin_with_the_table(tune_kernels: ModuleType, s
         assert configuration.size == size and configuration.fusion == fusion and configuration.runs_on(architecture)
     for configuration in found[len(set(mine)) :]:
         assert configuration.minimum_blocks <= architecture.blocks_that_fit(configuration.shared_bytes)
+
+
+def test_small_bases_in_registers_are_tried(tune_kernels: ModuleType) -> None:
+    """Every line of their table, other merges, and none where codes follow."""
+    architecture = BY_NAME["sm_90a"]
+    for order, log2_columns in PLAIN:
+        tried = set(tune_kernels.by_fragments(1, order, log2_columns))
+        assert fragment_configuration(1, order, log2_columns, architecture, False) in tried
+        assert {c.warps for c in tried} == {1, 2, 4, 8} and len(tried) >= 12
+        found = tune_kernels.all_candidates(1, order << log2_columns, None, architecture, "fragment_rows")
+        assert tried <= set(found) and {c.kernel for c in found} == {"fragment_rows"}
+        fusion = fusion_of(Quantizer(FORMATS["int8"], 1 << log2_columns), 1 << log2_columns, False)
+        others = tune_kernels.all_candidates(1, order << log2_columns, fusion, architecture)
+        assert "fragment_rows" not in {c.kernel for c in others}
+    merges = {c.log2_merge for c in tune_kernels.by_fragments(1, 12, 6)}
+    assert merges == {1, 2} and not list(tune_kernels.by_fragments(2, 12, 6))
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,18 @@ from hadacore.backends.selection import default_backend
 from hadacore.checks import check_base_matrix, check_block_size
 from hadacore.elements import BY_CUDA_CODE, BY_DTYPE, ELEMENTS, Element
 from hadacore.kernels.architectures import BY_NAME, Architecture, architecture_of
-from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, base_source, choose_base
+from hadacore.kernels.base_configurations import (
+    BASE_SIGNS,
+    BaseConfiguration,
+    OrderConfiguration,
+    base_source,
+    choose_base,
+)
 from hadacore.kernels.configurations import KernelConfiguration, choose, maximum_log2_row, signs_placement
+from hadacore.kernels.fragment_configurations import FragmentConfiguration
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.passes import Passes, passes_of
-from hadacore.kernels.stages import REGISTERS, Stage, base_stages, stages_of, warpgroup_stages
+from hadacore.kernels.stages import REGISTERS, Stage, base_stages, fragment_stages, stages_of, warpgroup_stages
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import describe, factor
 
@@ -86,7 +93,7 @@ class Plan:
     stages: tuple[Stage, ...]
     architecture: Architecture | None = None
     multiprocessors: int = 0
-    configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration | None = None
+    configuration: KernelConfiguration | OrderConfiguration | None = None
     passes: Passes | None = None
 
     @property
@@ -104,7 +111,7 @@ class Plan:
     def multiply_adds(self) -> int:
         """Multiply-adds of the Tensor Cores for the base matrix, padding to whole fragments included."""
         c = self.configuration
-        return self.problem.rows * c.multiply_adds if isinstance(c, (BaseConfiguration, WarpgroupConfiguration)) else 0
+        return self.problem.rows * c.multiply_adds if isinstance(c, OrderConfiguration) else 0
 
     @property
     def predicted_ratio(self) -> float | None:
@@ -174,9 +181,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def predicted_ratio(
-    multiply_adds: float, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
-) -> float | None:
+def predicted_ratio(multiply_adds: float, configuration: KernelConfiguration | OrderConfiguration) -> float | None:
     """Time over a copy of the same bytes for many rows on an H200.
 
     Clocks of a multiprocessor for an element are fitted to the 54 sizes of docs/performance.md at 2^25 elements, off by 7 %
@@ -185,7 +190,9 @@ def predicted_ratio(
     0.228 clocks for 2 bytes in and out. None for powers of two, which that page lists as measured, and for a caller's base,
     whose reads it does not count.
     """
-    if isinstance(configuration, WarpgroupConfiguration):  # fitted to the ten sizes that it runs
+    if isinstance(configuration, FragmentConfiguration):  # fitted to the sizes that it runs, off by 5 % at most
+        return max(1.0, (0.234 + multiply_adds / 8000) / 0.228)
+    if isinstance(configuration, WarpgroupConfiguration):  # fitted to the nine sizes that it runs, and 1536
         return max(1.0, (0.222 + multiply_adds / 9000 + 0.02 * (configuration.groups > 1)) / 0.228)
     if not isinstance(configuration, BaseConfiguration) or configuration.base != BASE_SIGNS:
         return None
@@ -303,7 +310,7 @@ def _single_launch(
     code, capability = problem.element.cuda_code, architecture.capability
     assert code is not None
     signs = signs_placement(problem.signs, problem.inverse)
-    chosen: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration
+    chosen: KernelConfiguration | OrderConfiguration
     if problem.base_order or problem.order > 1:
         found = None if problem.base_order else factor(problem.size)
         chosen = choose_base(
@@ -314,11 +321,15 @@ def _single_launch(
     else:
         log2_size = problem.size.bit_length() - 1
         chosen = choose(code, log2_size, problem.rows, capability, processors, signs, False, fusion)
-    if isinstance(chosen, WarpgroupConfiguration):
-        stages = warpgroup_stages(chosen)
-    else:
-        stages = base_stages(chosen) if isinstance(chosen, BaseConfiguration) else stages_of(chosen)
-    return Plan(problem, "cuda", stages, architecture, processors, chosen)
+    return Plan(problem, "cuda", _stages(chosen), architecture, processors, chosen)
+
+
+def _stages(configuration: KernelConfiguration | OrderConfiguration) -> tuple[Stage, ...]:
+    if isinstance(configuration, FragmentConfiguration):
+        return fragment_stages(configuration)
+    if isinstance(configuration, WarpgroupConfiguration):
+        return warpgroup_stages(configuration)
+    return base_stages(configuration) if isinstance(configuration, BaseConfiguration) else stages_of(configuration)
 
 
 def _target(

@@ -13,11 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from hadacore.kernels.base_configurations import BaseConfiguration
+from hadacore.kernels.base_configurations import OrderConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import NO_SIGNS, KernelConfiguration
 from hadacore.kernels.source import constants, kernel_source
-from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from tests.emulator.build import build_kernel, load_kernel, runtime
 
 Array: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
@@ -273,9 +272,8 @@ class EmulatedKernel(Program):
     """A configuration of the transform, compiled from the package's own text, or another, for an ``__CUDA_ARCH__``."""
 
     def __init__(
-        self, configuration: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, *, cuda_arch: int = 900,
-        text: str | None = None,
-    ) -> None:  # fmt: skip
+        self, configuration: KernelConfiguration | OrderConfiguration, *, cuda_arch: int = 900, text: str | None = None
+    ) -> None:
         c = configuration
         # The compiler's own erff is not known without a header.
         defined = (*constants(c), ("__CUDA_ARCH__", str(cuda_arch)), ("erff", "emulator::error_function"))

@@ -111,9 +111,11 @@ def _orders(element: Element) -> int:
     sizes = dict.fromkeys((20, 360, 768, 1536, 2304, 2880, 5120, 8960, 14336, 29568), 7)
     if element.bytes == 2:
         sizes |= {
+            80: 22000,
+            960: 2500,
             9216: 300,
             18944: 140,
-        }  # rows, more than the blocks that loop over them: by warpgroups, and by warps that drift
+        }  # rows, more than the blocks that loop over them: by warps, by warpgroups, and by warps that drift
     for size, rows in sizes.items():
         matrix = factor(size)
         signs = torch.ones(size, dtype=element.dtype, device="cuda")

@@ -21,10 +21,11 @@ GUARD = 64
 SIZES = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
 SIZES += (10944, 29568, 53248)
 SIZES += (2560, 3072, 4608, 4864, 9216, 18432, 20480)
+SIZES += (112, 144, 160, 240, 320, 384, 416, 576, 896, 960, 1152, 1280, 1408, 1792)
 
 
 def _more_than_blocks(size: int) -> int:
-    """Rows, more than the blocks that loop over them: up to 8 on a multiprocessor."""
+    """Rows, more than those who loop over them have at a time: up to 8 blocks on a multiprocessor, or 40 warps of 4 rows each."""
     return max(300, 5_000_000 // size)
 
 
@@ -54,7 +55,7 @@ def test_every_candidate_gives_the_same_bits(element: Element, size: int) -> Non
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("size", [96, 2304, 2880, 5120, 14336, 20480, 28672, 29568])
+@pytest.mark.parametrize("size", [80, 96, 160, 576, 768, 960, 1536, 2304, 2880, 5120, 14336, 20480, 28672, 29568])
 def test_rows_alone_and_in_place(size: int) -> None:
     """In place too where several blocks share a row."""
     many = _more_than_blocks(size)
@@ -67,8 +68,10 @@ def test_rows_alone_and_in_place(size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [2304, 9216, 13696, 14336, 18944, 20480, 28672, 29568])
-def test_options_of_large_rows(size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "size", [80, 112, 160, 576, 960, 1152, 1536, 2304, 9216, 13696, 14336, 18944, 20480, 28672, 29568]
+)
+def test_options_of_rows(size: int, dtype: torch.dtype) -> None:
     """Signs before and after, rows at strides and in place, few and many: correctly rounded, and a row's bits always the same."""
     many = _more_than_blocks(size)
     projection = torch.randn(many, size + 64, device="cuda").to(dtype)
@@ -91,8 +94,8 @@ def test_options_of_large_rows(size: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("few", [True, False])
-@pytest.mark.parametrize("size", [2304, 9216, 13696, 18944, 20480, 29568])
-def test_a_bad_row_of_a_large_size_touches_no_other(size: int, few: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("size", [80, 160, 960, 1536, 2304, 9216, 13696, 18944, 20480, 29568])
+def test_a_bad_row_touches_no_other(size: int, few: bool, dtype: torch.dtype) -> None:
     rows = 3 if few else _more_than_blocks(size)
     x = torch.randn(rows, size, device="cuda").to(dtype)
     clean = hadacore.hadamard_transform(x)

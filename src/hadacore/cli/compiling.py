@@ -22,7 +22,7 @@ from hadacore.elements import BY_NAME, CUDA_ELEMENTS
 from hadacore.formats import Format, Granularity, Quantizer
 from hadacore.kernels.architectures import BY_NAME as ARCHITECTURES
 from hadacore.kernels.architectures import CHECKED
-from hadacore.kernels.base_configurations import BaseConfiguration, base_candidates
+from hadacore.kernels.base_configurations import OrderConfiguration, base_candidates
 from hadacore.kernels.configurations import (
     NO_SIGNS,
     SIGNS_AFTER,
@@ -35,13 +35,15 @@ from hadacore.kernels.fusion import Fusion, fused_prologue
 from hadacore.kernels.passes import kernels_of
 from hadacore.kernels.quantizing import find_fusion
 from hadacore.kernels.source import Configuration, constants, kernel_source
-from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.matrices import MAXIMUM_SIZE, check_size, factor
 from hadacore.prologues import description_of
 from hadacore.quantization.arguments import check_format, check_granularity
 
 # Sizes of models that between them use every line of the table for m * 2^k, and every way a size can be odd.
-_ORDERS = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
+_ORDERS = (
+    20, 80, 96, 160, 192, 288, 360, 768, 960, 1152, 1536, 1792, 1920, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696,
+    14336, 15360, 18944, 28672, 36864,
+)  # fmt: skip
 ALL_SIZES = (*(1 << k for k in range(MAXIMUM_SIZE.bit_length())), *_ORDERS)
 DTYPES = tuple(element.name for element in CUDA_ELEMENTS)
 
@@ -207,7 +209,7 @@ def _targets(
 
 def _configurations(
     code: int, size: int, architecture: str, transposed: bool, fusion: Fusion | None
-) -> tuple[KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, ...]:
+) -> tuple[KernelConfiguration | OrderConfiguration, ...]:
     """Those of one launch, without signs."""
     matrix, target = factor(size), ARCHITECTURES[architecture]
     if matrix.base_order > 1:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from hadacore.elements import BY_CUDA_CODE
 from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture, Capability, architecture_of
 from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
+from hadacore.kernels.fragment_configurations import FragmentConfiguration, fragment_configuration
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.launchable import Launchable
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
@@ -274,6 +276,10 @@ class BaseConfiguration(Launchable):
         return ", ".join(parts)
 
 
+#: Of every kernel for sizes ``m * 2^k``.
+OrderConfiguration: TypeAlias = BaseConfiguration | FragmentConfiguration | WarpgroupConfiguration
+
+
 def base_source(element_code: int, float32_base: bool | None) -> int:
     """``BASE`` of the CUDA text: None is this library's matrix, else whether the caller's is float32."""
     if float32_base is None:
@@ -383,12 +389,15 @@ def _with_quantizer(c: BaseConfiguration, fusion: Fusion, architecture: Architec
 def base_candidates(
     element_code: int, order: int, log2_columns: int, architecture: Architecture, *, base: int = BASE_SIGNS,
     transposed: bool = False, fusion: Fusion | None = None,
-) -> tuple[BaseConfiguration | WarpgroupConfiguration, ...]:  # fmt: skip
+) -> tuple[OrderConfiguration, ...]:  # fmt: skip
     """The configurations of a size ``order * 2^log2_columns``, fewest rows first; all give the same bits.
 
     With a quantizer there may be none.
     """
     if base == BASE_SIGNS:
+        by_fragments = fragment_configuration(element_code, order, log2_columns, architecture, transposed, fusion)
+        if by_fragments is not None:
+            return (by_fragments,)
         by_warpgroups = warpgroup_candidates(element_code, order, log2_columns, architecture, transposed, fusion)
         if by_warpgroups:
             return by_warpgroups
@@ -442,7 +451,7 @@ def choose_base(
     element_code: int, order: int, log2_columns: int, rows: int, capability: Capability, multiprocessors: int,
     signs: int = NO_SIGNS, strided: bool = False, *, base: int = BASE_SIGNS, transposed: bool = False,
     fusion: Fusion | None = None,
-) -> BaseConfiguration | WarpgroupConfiguration:  # fmt: skip
+) -> OrderConfiguration:  # fmt: skip
     """The configuration for ``rows`` rows of size ``order * 2^log2_columns`` on a GPU.
 
     Spread over more blocks as long as they find room at once.

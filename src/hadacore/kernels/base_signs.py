@@ -46,6 +46,17 @@ def dense_base(size: int, log2_merge: int, transposed: bool, halves: bool) -> Ma
     return matrix.T if transposed else matrix
 
 
+def in_fragment_order(matrix: Matrix) -> Matrix:
+    """The columns of each 16 as the K slots of ``fragment_rows.cu``: slot ``2 t + e + 8 h`` is column ``4 (2 h + e) + t``."""
+    order = matrix.shape[0]
+    steps = -(-order // 16)
+    padded = np.ones((16 * steps, 16 * steps), dtype=matrix.dtype)
+    padded[:order, :order] = matrix
+    slot = np.arange(16)
+    column = 4 * (2 * (slot >> 3) + (slot & 1)) + (slot >> 1 & 3)
+    return padded.reshape(16 * steps, steps, 16)[:, :, column].reshape(16 * steps, 16 * steps)
+
+
 def base_signs_text(matrix: Matrix) -> str:
     """The CUDA definition of ``base_signs``."""
     words = sign_words(matrix).ravel()

@@ -10,18 +10,17 @@ import functools
 from collections.abc import Callable
 from importlib import resources
 
-from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration
-from hadacore.kernels.base_signs import base_row_signs_text, base_signs_text, dense_base
+from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, OrderConfiguration
+from hadacore.kernels.base_signs import base_row_signs_text, base_signs_text, dense_base, in_fragment_order
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
+from hadacore.kernels.fragment_configurations import FragmentConfiguration
 from hadacore.kernels.heads import HeadsConfiguration
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 from hadacore.kernels.wgmma import wgmma_text
 from hadacore.matrices.constructions import Matrix
 
-Configuration = (
-    KernelConfiguration | ColumnsConfiguration | BaseConfiguration | WarpgroupConfiguration | HeadsConfiguration
-)
+Configuration = KernelConfiguration | ColumnsConfiguration | OrderConfiguration | HeadsConfiguration
 
 ENTRY_POINT = "hadamard_transform"
 COPY_ENTRY_POINT = "copy_vectors"
@@ -54,6 +53,7 @@ _KERNEL_PARTS: dict[str, tuple[str, ...]] = {
         "base_drift.cuh",
         "base_rows.cu",
     ),
+    "fragment_rows": ("rows.cuh", "tile.cuh", "base.cuh", "fragments.cuh", "fragment_rows.cu"),
     "warpgroup_rows": (
         "rows.cuh",
         "tile.cuh",
@@ -98,10 +98,16 @@ def _tables(c: Configuration, ptx: bool) -> tuple[str, ...]:
         if c.base == BASE_SIGNS:
             texts.append(_signs(base_signs_text, c.size, c.log2_merge, c.transposed, c.halves))
         return tuple(texts)
+    if isinstance(c, FragmentConfiguration):
+        return (_signs(_fragment_signs_text, c.size, c.log2_merge, c.transposed, False),)
     if isinstance(c, WarpgroupConfiguration):
         signs = _signs(base_row_signs_text, c.size, c.log2_merge, c.transposed, False)
         return (wgmma_text(c.widths), signs) if ptx else (signs,)
     return ()
+
+
+def _fragment_signs_text(matrix: Matrix) -> str:
+    return base_signs_text(in_fragment_order(matrix))
 
 
 @functools.lru_cache(maxsize=64)

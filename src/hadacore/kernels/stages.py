@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hadacore.kernels.base_configurations import BASE_OF_FLOAT32, BaseConfiguration
+from hadacore.kernels.base_configurations import BASE_OF_FLOAT32, BaseConfiguration, OrderConfiguration
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import TILE_LOG2, KernelConfiguration
+from hadacore.kernels.fragment_configurations import FragmentConfiguration
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration
 
 TENSOR_CORES_EXACT = "Tensor Cores"
@@ -47,7 +48,7 @@ class Stage:
         return self.base_order << len(self.bits)
 
 
-def _first_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, shape: str) -> str:
+def _first_product(c: KernelConfiguration | OrderConfiguration, shape: str) -> str:
     """What the first product is, and what it multiplies. ``shape``: of an instruction, up to its K."""
     if c.fusion is None or c.fusion.prologue is None:
         return f"{shape}k16 on the input"
@@ -58,7 +59,7 @@ def _first_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfigu
     return f"{shape}k8 on the prologue's values as tf32"
 
 
-def _second_product(c: KernelConfiguration | BaseConfiguration | WarpgroupConfiguration, shape: str) -> tuple[str, str]:
+def _second_product(c: KernelConfiguration | OrderConfiguration, shape: str) -> tuple[str, str]:
     """What a product of accumulators is, and what it makes of them. ``shape``: of an instruction, up to its K."""
     if c.fusion is None or (isinstance(c, BaseConfiguration) and c.base == BASE_OF_FLOAT32):
         return TENSOR_CORES_SPLIT, f"{shape}k16 twice, accumulators as bfloat16 high + low"
@@ -158,6 +159,28 @@ def base_stages(configuration: BaseConfiguration) -> tuple[Stage, ...]:
             (REGISTERS, range(vector + 2, c.log2_size), "accumulator pair, which group of columns"),
         ]
     stages += _butterflies(groups, log2_size)
+    check_bits(stages, log2_columns, str(c))
+    return tuple(stages)
+
+
+def fragment_stages(configuration: FragmentConfiguration) -> tuple[Stage, ...]:
+    """The stages of ``fragment_rows.cu``: the base with the bits merged into it, then the columns that are left.
+
+    Raises:
+        ValueError: Some index bit would be contracted twice or never.
+    """
+    c = configuration
+    log2_columns = c.log2_size + c.log2_merge
+    note = f"{c.order} multiply-adds an element, {_first_product(c, 'mma.m16n8')}, fp32 accumulators"
+    merged = tuple(range(c.log2_size, log2_columns))
+    stages = [Stage(TENSOR_CORES_EXACT, merged, "rows of the panel", note, c.order >> c.log2_merge)]
+    groups = [(REGISTERS, range(c.log2_size), "which product, accumulator pair")]
+    if c.log2_size >= 4:
+        unit, second = _second_product(c, "mma.m16n8")
+        bits = (0, 1, 2, 3) if c.log2_size == 4 else (0, 2, 3, 4)
+        stages.append(Stage(unit, bits, "accumulators and lane bits 0 1", second))
+        groups = [(REGISTERS, range(1, 2), "which product")] if c.log2_size == 5 else []
+    stages += _butterflies(groups, log2_columns)
     check_bits(stages, log2_columns, str(c))
     return tuple(stages)
 
