@@ -132,11 +132,12 @@ def of_panel(plain: BaseConfiguration, halves: bool) -> Iterator[BaseConfigurati
                 continue
             most = min(65536 // (threads * (accumulators + 44)), 1536 // threads, 8)
             for blocks in {max(1, most), max(1, most - 1)} if small else {max(1, most)}:
-                for drift in (False, True)[: 1 + (wgmma and stages == 2 and blocks == 1)]:
+                drifts = (False, True)[: 1 + (wgmma and stages == 2 and blocks == 1)]
+                for drift, paired in itertools.product(drifts, (False, True)):
                     try:
                         yield replace(
                             plain, tiles=tiles, order_warps=warps, units=units, stages=stages, splits=splits,
-                            minimum_blocks=blocks, wgmma=wgmma, wide=wide, halves=halves, drift=drift,
+                            minimum_blocks=blocks, wgmma=wgmma, wide=wide, halves=halves, drift=drift, paired=paired,
                         )  # fmt: skip
                     except ValueError:
                         continue

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.gpu
 GUARD = 64
 SIZES = (20, 80, 360, 768, 1536, 2304, 2880, 3584, 5120, 8960, 11008, 12288, 13696, 14336, 15360, 18944, 28672, 36864)
 SIZES += (10944, 29568, 53248)
+SIZES += (5632, 6912, 7168)
 SIZES += (2560, 3072, 4608, 4864, 9216, 18432, 20480)
 SIZES += (112, 144, 160, 240, 320, 384, 416, 576, 896, 960, 1152, 1280, 1408, 1792)
 
@@ -65,6 +66,17 @@ def test_rows_alone_and_in_place(size: int) -> None:
         some = x[:rows].clone()
         assert torch.equal(hadacore.hadamard_transform(some), together[:rows]), rows
         assert torch.equal(hadacore.hadamard_transform_(some), together[:rows]), rows
+
+
+@pytest.mark.parametrize("size", [5632, 6912, 7168, 14336, 15360])
+def test_so_many_rows_that_lanes_store_in_pairs(size: int) -> None:
+    rows = -(-(3 << 23) // size)
+    x = torch.randn(rows, size, device="cuda", dtype=torch.float16)
+    y = hadacore.hadamard_transform(x)
+    assert torch.equal(hadacore.hadamard_transform(x[-40:]), y[-40:]) and torch.equal(
+        hadacore.hadamard_transform(x[:300]), y[:300]
+    )
+    assert torch.equal(hadacore.hadamard_transform_(x), y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

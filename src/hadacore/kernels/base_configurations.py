@@ -63,6 +63,7 @@ class BaseConfiguration(Launchable):
             Paley's second construction, by wgmma.
         drift: Warps of a block may be at different units (``base_drift.cuh``), by wgmma, with the next unit on its way and no
             quantizer.
+        paired: With the narrow second product, lanes exchange halves of their results with a neighbour and store 16 bytes, not 8.
         base: ``BASE_SIGNS`` (this library's matrix, part of the program), ``BASE_OF_ELEMENTS`` or ``BASE_OF_FLOAT32`` (the
             caller's, read from memory).
         transposed: Whether this library's matrix is applied transposed. The caller's is transposed by its strides.
@@ -86,6 +87,7 @@ class BaseConfiguration(Launchable):
     wide: bool = False
     halves: bool = False
     drift: bool = False
+    paired: bool = False
     base: int = BASE_SIGNS
     transposed: bool = False
     programmatic: int = AFTER_LOADS
@@ -119,6 +121,9 @@ class BaseConfiguration(Launchable):
             raise ValueError(f"a base of half the order is this library's, by wgmma, and takes no column bits: {self}")
         if self.drift and not (self.wgmma and self.stages == 2 and self.fusion is None):
             raise ValueError(f"warps drift by wgmma, with two stages and no quantizer: {self}")
+        runs_of_four = self.wgmma and not self.wide and self.log2_size >= self.log2_group
+        if self.paired and (not runs_of_four or self.signs != NO_SIGNS or self.strided or self.fusion is not None):
+            raise ValueError(f"lanes exchange what a narrow second product gives, without options: {self}")
         object.__setattr__(self, "threads", 32 * self.order_warps * self.units)
         stage = self.units * self.groups * 16 * self.order_tiles * 128
         columns = 64 * 64 * (2 if self.fusion is None else 4) if self.wide else 0
@@ -211,7 +216,8 @@ class BaseConfiguration(Launchable):
         """The same kernel with signs or strided rows. They take registers, so fewer blocks have to fit."""
         if signs == NO_SIGNS and not strided:
             return self
-        return replace(self, signs=signs, strided=strided, minimum_blocks=max(1, self.minimum_blocks - 1))
+        blocks = max(1, self.minimum_blocks - 1)
+        return replace(self, signs=signs, strided=strided, minimum_blocks=blocks, paired=False)
 
     def launched_bytes(self, architecture: Architecture) -> int:
         """Shared memory to launch a block with: so much that no more blocks fit than loop over units.
@@ -253,6 +259,7 @@ class BaseConfiguration(Launchable):
             "WIDE": int(self.wide),
             "HALVES": int(self.halves),
             "DRIFT": int(self.drift),
+            "PAIRED": int(self.paired),
             "BASE": self.base,
             "PROGRAMMATIC": self.programmatic,
             "SIGNS": self.signs,
@@ -267,6 +274,8 @@ class BaseConfiguration(Launchable):
             parts.append("wgmma, wide second product" if self.wide else "wgmma")
         if self.drift:
             parts.append("warps drift")
+        if self.paired:
+            parts.append("lanes store in pairs")
         if self.halves:
             parts.append("half of the base's order")
         if self.splits > 1:
@@ -295,6 +304,14 @@ def base_source(element_code: int, float32_base: bool | None) -> int:
 _FASTER_MERGES: dict[tuple[int, int], int] = {
     (12, 4): 1, (44, 7): 0, (76, 7): 0, (20, 9): 2, (100, 8): 0, (108, 8): 0, (28, 10): 2,
 }  # fmt: skip
+
+
+# (order, column bits) of those where lanes store in pairs from so many elements on, before -> after at 2^25 and 2^26 elements:
+# 5632 1.11 -> 1.09, 1.18 -> 1.12, 6912 1.09 -> 1.06, 1.13 -> 1.09, 7168 1.09 -> 1.07, 1.15 -> 1.10, 14336 1.13 -> 1.10,
+# 1.17 -> 1.13, 15360 1.16 -> 1.14, 1.20 -> 1.16. Below, the exchange costs more than it gives (2^23: 14336 1.13 -> 1.20), and at
+# 2^25 in all other sizes with a narrow product, by 0 to 12 %.
+_PAIRED = {(28, 8), (28, 9), (44, 7), (60, 8), (108, 6)}
+_PAIRED_FROM = 3 << 23
 
 
 def merged_columns(order: int, log2_columns: int, element_code: int, base: int) -> int:
@@ -438,6 +455,8 @@ def panel_candidates(
     # Products of another kind would give other bits.
     found = [c for c in found if c.wgmma == found[-1].wgmma]
     if fusion is None:
+        if many.wgmma and (order, log2_columns) in _PAIRED:
+            found.append(replace(many, paired=True))
         alone = (c.wgmma and c.stages == 2 and c.minimum_blocks == 1 for c in found)
         found = [replace(c, drift=drift) for c, drift in zip(found, alone, strict=True)]
     else:
@@ -465,5 +484,8 @@ def choose_base(
     )
     if not found:
         raise LookupError(f"no configuration of {order} * 2^{log2_columns} with this quantizer for {architecture.name}")
+    *_, many = found
+    if isinstance(many, BaseConfiguration) and many.paired and rows * many.size < _PAIRED_FROM:
+        found = found[:-1]
     at_once = (c for c in found[:-1] if c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors)
     return next(at_once, found[-1]).with_options(signs, strided)

@@ -166,11 +166,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
       const Target target(problem, unit, 16 * (first_tile + tile) + (lane >> 2), (kNarrow ? 4 : kVectorElements) * t);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (!target.has_row(8 * half)) continue;
+        if (!PAIRED && !target.has_row(8 * half)) continue;
 #pragma unroll
         for (int n = 0; n < 2 * kGroups; ++n) {
           const int group = n >> 1, upper = n & 1, column = 8 * kVectorElements * group + 4 * kVectorElements * upper;
           const float(&of_lane)[kVectorElements] = results[tile][group][half][upper];
+#if PAIRED
+          target.store_with_neighbour(8 * half, column, of_lane, (float)scale, lane);
+          continue;
+#endif
           if (kNarrow) {
             target.store(problem, unit, 8 * half, column, reinterpret_cast<const float(&)[4]>(of_lane[0]), (float)scale);
             target.store(problem, unit, 8 * half, column + 16, reinterpret_cast<const float(&)[4]>(of_lane[4 % kVectorElements]), (float)scale);

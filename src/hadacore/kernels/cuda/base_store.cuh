@@ -5,6 +5,8 @@ __device__ __forceinline__ constexpr int distance(int i, int column) {
   return (column >> LOG2_SIZE) * kSize + i * kColumns + (column & (kColumns - 1));
 }
 
+static_assert(!PAIRED || (kNarrow && !kPackedUnits && !SIGNS && !STRIDED && !ENCODING), "neighbours exchange runs of 4, of rows that follow one another");
+
 #if !ENCODING
 // The results of a lane for one M tile: where they go, and which of them exist.
 struct Target {
@@ -21,6 +23,23 @@ struct Target {
   }
 
   __device__ __forceinline__ bool has_row(int half) const { return i + half < ORDER; }
+
+#if PAIRED
+  // Two runs of 4 elements, 16 columns apart, of a lane and its neighbour (lane bit 0) become one of 8 of each, so that four lanes store 64
+  // bytes side by side: the even lane gets the lower columns. All lanes must be here, whether they have the row or not.
+  __device__ __forceinline__ void store_with_neighbour(int half, int upper, const float (&value)[kVectorElements], float scale, int lane) const {
+    const SignBits<2> none = {};
+    u32 lower[2], higher[2], other[2];
+    scale_and_round(lower, reinterpret_cast<const float(&)[4]>(value[0]), scale, none, 0);
+    scale_and_round(higher, reinterpret_cast<const float(&)[4]>(value[4]), scale, none, 0);
+    const bool even = lane % 2 == 0;
+#pragma unroll
+    for (int w = 0; w < 2; ++w) other[w] = shfl_sync_bfly(even ? higher[w] : lower[w], 1u);
+    if (!has_row(half)) return;
+    char* const target = first + distance(half, upper) * kElementBytes + (even ? 0 : 24);  // 16 columns on, and 4 back
+    st_global_v4(target, even ? make_uint4(lower[0], lower[1], other[0], other[1]) : make_uint4(other[0], other[1], higher[0], higher[1]));
+  }
+#endif
 
   // COUNT elements that a lane has side by side, `half` rows, which has_row(), and `upper` columns on.
   template <int COUNT>
