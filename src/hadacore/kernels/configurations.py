@@ -229,8 +229,7 @@ class Candidate:
     configuration: KernelConfiguration
 
 
-# Limits of candidates, in elements per multiprocessor: the powers of two above the element counts of the benchmark's
-# grid on 132 multiprocessors.
+# Limits of candidates, in elements per multiprocessor: powers of two above the benchmark's element counts on 132 of them.
 _2_17, _2_20, _2_22, _2_24 = 1024, 8192, 32768, 131072
 
 
@@ -238,12 +237,10 @@ def _warp(log2_size: int, warps: int, units: int, minimum_blocks: int, up_to: fl
     tiles = max(0, log2_size - TILE_LOG2)
     # A warp with several loads lets the next kernel start once they are under way.
     programmatic = AFTER_LOADS if units << tiles > 1 else AFTER_WAIT
-    return Candidate(
-        up_to,
-        KernelConfiguration(
-            "warp_rows", 0, log2_size, tiles, warps, units, minimum_blocks=minimum_blocks, programmatic=programmatic
-        ),
+    configuration = KernelConfiguration(
+        "warp_rows", 0, log2_size, tiles, warps, units, minimum_blocks=minimum_blocks, programmatic=programmatic
     )
+    return Candidate(up_to, configuration)
 
 
 def _exchange(
@@ -251,18 +248,16 @@ def _exchange(
     passes: int = 1, prefetch: bool = False, programmatic: int = AFTER_WAIT,
 ) -> Candidate:  # fmt: skip
     """``tiles`` is log2 of the tiles of a warp."""
-    return Candidate(
-        up_to,
-        KernelConfiguration(
-            "exchange_rows", 0, log2_size, tiles, warps, cluster=cluster, passes=passes, prefetch=prefetch,
-            minimum_blocks=minimum_blocks, programmatic=programmatic,
-        ),
+    configuration = KernelConfiguration(
+        "exchange_rows", 0, log2_size, tiles, warps, cluster=cluster, passes=passes, prefetch=prefetch,
+        minimum_blocks=minimum_blocks, programmatic=programmatic,
     )  # fmt: skip
+    return Candidate(up_to, configuration)
 
 
 # Candidates of a size, few rows first. The last of them take any number of rows; of those, the first that the GPU has
 # the shared memory for is used. Measured on one H200 (docs/performance.md): few elements want many small blocks, and
-# rows that are spread over a cluster; many want blocks that need not be started often. 65536 takes a cluster, however many rows.
+# rows that are spread over a cluster; many want blocks that need not be started often. 65536 always takes a cluster.
 _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
     **{
         k: (_warp(k, 4, 1, 8, _2_20), _warp(k, 8, 1, 4, _2_22), _warp(k, 8, 2, 4, _2_24), _warp(k, 8, 1, 4))
@@ -299,8 +294,11 @@ _SIXTEEN_BIT: dict[int, tuple[Candidate, ...]] = {
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
-    # Two passes at 2^26 elements: 3.26 times a copy. This 1.62, 1.67 at 2^25, 1.64 at 2^23; 8 warps in clusters of 4 1.7 or more.
-    16: (_exchange(16, 3, 16, 1, cluster=2, programmatic=BEFORE_EXCHANGE),),
+    # Two passes 3.26 at 2^26 elements; two blocks 1.62, eight 1.61, at 2^22 1.49 and 1.81, for 8 rows 2.9 and 1.51 (passes 1.76).
+    16: (
+        _exchange(16, 3, 4, 4, _2_20, cluster=8, programmatic=AFTER_LOADS),
+        _exchange(16, 3, 16, 1, cluster=2, programmatic=BEFORE_EXCHANGE),
+    ),
 }
 _FLOAT32: dict[int, tuple[Candidate, ...]] = {
     **{k: (_warp(k, 4, 1, 8),) for k in range(9)},
@@ -321,7 +319,7 @@ _FLOAT32: dict[int, tuple[Candidate, ...]] = {
         _exchange(15, 3, 16, 1, passes=2, prefetch=True),
         _exchange(15, 3, 16, 1, passes=2),
     ),
-    # Two passes at 2^26 elements: 1.93. This 1.09, 1.13 at 2^25; 8 warps in clusters of 4 1.14, 16 in clusters of 2 1.20.
+    # Two passes 1.93 at 2^26 elements; eight blocks 1.09, four 1.14, two 1.20; for 1 row 1.97 (passes 1.56), for 16 1.86 (1.92).
     16: (_exchange(16, 3, 4, 4, cluster=8, programmatic=AFTER_LOADS),),
 }
 
@@ -470,7 +468,8 @@ def maximum_log2_row(element_code: int, architecture: Architecture, fused: bool 
     """
     if fused:
         return _MAXIMUM_LOG2_FUSED_ROW
-    return max(k for _, k in TABLE if candidates(element_code, k, architecture))
+    listed = ((k, candidates(element_code, k, architecture)) for _, k in TABLE)
+    return max(k for k, found in listed if found and math.isinf(found[-1].up_to_elements_per_multiprocessor))
 
 
 @functools.lru_cache(maxsize=4096)
