@@ -19,7 +19,7 @@ from hadacore.kernels.base_table import Row, row_of_table
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fragment_configurations import FragmentConfiguration, fragment_configuration
 from hadacore.kernels.fusion import Fusion
-from hadacore.kernels.launchable import Launchable
+from hadacore.kernels.launchable import OrderLaunchable
 from hadacore.kernels.warpgroup_configurations import WarpgroupConfiguration, warpgroup_candidates
 from hadacore.matrices.orders import construction
 
@@ -41,7 +41,7 @@ _FLOAT16, _FLOAT32 = 0, 2  # ELEMENT
 
 
 @dataclass(frozen=True)
-class BaseConfiguration(Launchable):
+class BaseConfiguration(OrderLaunchable):
     """One specialised kernel for a size ``order * 2^log2_size``.
 
     Attributes:
@@ -160,16 +160,6 @@ class BaseConfiguration(Launchable):
                 raise ValueError(f"the blocks that share a row must form a cluster: {self}")
             object.__setattr__(self, "cluster", self.splits)
         return fusion.shared_end(shared, self.order_warps * self.units, self.unit_rows, self.cluster, 0)
-
-    @property
-    def size(self) -> int:
-        """Elements of a row."""
-        return self.order << self.log2_size
-
-    @property
-    def order_tiles(self) -> int:
-        """Tiles of 16 result rows."""
-        return -(-self.order // 16)
 
     @property
     def products(self) -> int:

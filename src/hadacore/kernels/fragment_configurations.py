@@ -12,7 +12,7 @@ from hadacore.kernels.architectures import HOPPER, Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, ALONE, NO_SIGNS
 from hadacore.kernels.fragment_table import PLAIN
 from hadacore.kernels.fusion import Fusion
-from hadacore.kernels.launchable import Launchable
+from hadacore.kernels.launchable import OrderLaunchable
 
 _FLOAT32 = 2  # ELEMENT
 
@@ -21,7 +21,7 @@ LARGEST_ORDER_IN_FRAGMENTS = 64
 
 
 @dataclass(frozen=True)
-class FragmentConfiguration(Launchable):
+class FragmentConfiguration(OrderLaunchable):
     """One specialised kernel for a size ``order * 2^log2_size``.
 
     Attributes:
@@ -63,16 +63,6 @@ class FragmentConfiguration(Launchable):
         if not 2 <= self.log2_size <= 5:
             raise ValueError(f"a warp holds 2^2 to 2^5 columns: {self}")
         object.__setattr__(self, "threads", 32 * self.warps)
-
-    @property
-    def size(self) -> int:
-        """Elements of a row."""
-        return self.order << self.log2_size
-
-    @property
-    def order_tiles(self) -> int:
-        """Tiles of 16 result rows."""
-        return -(-self.order // 16)
 
     @property
     def multiply_adds(self) -> int:

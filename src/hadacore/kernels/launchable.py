@@ -24,3 +24,20 @@ class Launchable(ABC):
     @abstractmethod
     def constants(self) -> dict[str, int]:
         """The ``-D`` constants that specialise the CUDA text, but for those of ``fusion``."""
+
+
+class OrderLaunchable(Launchable):
+    """Of sizes ``order * 2^log2_size``, a base and columns."""
+
+    order: int
+    log2_size: int
+
+    @property
+    def size(self) -> int:
+        """Elements of a row."""
+        return self.order << self.log2_size
+
+    @property
+    def order_tiles(self) -> int:
+        """Tiles of 16 result rows."""
+        return -(-self.order // 16)

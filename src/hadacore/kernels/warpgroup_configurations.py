@@ -13,7 +13,7 @@ from typing import Any
 from hadacore.kernels.architectures import MAXIMUM_CLUSTER, Architecture
 from hadacore.kernels.configurations import AFTER_LOADS, NO_SIGNS
 from hadacore.kernels.fusion import Fusion, code_bits
-from hadacore.kernels.launchable import Launchable
+from hadacore.kernels.launchable import OrderLaunchable
 from hadacore.kernels.warpgroup_table import line_of
 
 _FLOAT32 = 2  # ELEMENT
@@ -26,7 +26,7 @@ _LARGEST_WIDTH_BESIDE_PRODUCERS = 128  # kWidest of warpgroup_products.cuh
 
 
 @dataclass(frozen=True)
-class WarpgroupConfiguration(Launchable):
+class WarpgroupConfiguration(OrderLaunchable):
     """One specialised kernel for a size ``order * 2^log2_size``.
 
     Attributes:
@@ -125,11 +125,6 @@ class WarpgroupConfiguration(Launchable):
             return shared
         object.__setattr__(self, "cluster", self.column_splits)
         return fusion.shared_end(shared, 4 * self.warpgroups, 1, self.cluster, 0)
-
-    @property
-    def size(self) -> int:
-        """Elements of a row."""
-        return self.order << self.log2_size
 
     @property
     def groups(self) -> int:
