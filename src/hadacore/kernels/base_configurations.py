@@ -174,6 +174,11 @@ class BaseConfiguration(OrderLaunchable):
         return (16 * self.order_tiles) ** 2 * self.products << self.log2_size
 
     @property
+    def least_elements(self) -> int:
+        """Elements from which on it may be chosen."""
+        return _PAIRED_FROM if self.paired else 0
+
+    @property
     def log2_group(self) -> int:
         """Column bits of a group, 8 vectors of 16 bytes."""
         return 5 if self.element_code == _FLOAT32 else 6
@@ -474,8 +479,6 @@ def choose_base(
     )
     if not found:
         raise LookupError(f"no configuration of {order} * 2^{log2_columns} with this quantizer for {architecture.name}")
-    *_, many = found
-    if isinstance(many, BaseConfiguration) and many.paired and rows * many.size < _PAIRED_FROM:
-        found = found[:-1]
+    found = tuple(c for c in found if rows * c.size >= c.least_elements)
     at_once = (c for c in found[:-1] if c.grid(rows, multiprocessors) * c.cluster <= 1.5 * multiprocessors)
     return next(at_once, found[-1]).with_options(signs, strided)

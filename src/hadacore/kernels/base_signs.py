@@ -64,6 +64,11 @@ def base_signs_text(matrix: Matrix) -> str:
     return f'#line 1 "base_signs"\nextern "C" __device__ const u32 base_signs[{words.size}] = {{{listed}}};'
 
 
+def fragment_signs_text(matrix: Matrix) -> str:
+    """The same in the order of ``fragment_rows.cu``."""
+    return base_signs_text(in_fragment_order(matrix))
+
+
 def base_row_signs_text(matrix: Matrix) -> str:
     """The CUDA definition of ``base_row_signs``: each row's signs, 32 columns a word, lowest first, a 1 bit for -1."""
     order = matrix.shape[0]

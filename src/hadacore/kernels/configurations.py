@@ -16,7 +16,7 @@ from hadacore.kernels.architectures import Architecture, Capability, architectur
 from hadacore.kernels.fusion import Fusion
 from hadacore.kernels.launchable import Launchable
 
-_MAXIMUM_LOG2_FUSED_ROW = 15  # of one kernel that quantizes
+MAXIMUM_LOG2_FUSED_ROW = 15  # of one kernel that quantizes; larger rows are quantized after the transform
 TILE_LOG2 = 8  # a warp's tile is 256 elements
 
 NO_SIGNS, SIGNS_BEFORE, SIGNS_AFTER = 0, 1, 2
@@ -412,7 +412,7 @@ def _listed(element_code: int, log2_size: int, fusion: Fusion | None) -> tuple[C
     table = TABLE[4 if element_code == 2 else 2, log2_size]
     if fusion is None:
         return table
-    if log2_size > _MAXIMUM_LOG2_FUSED_ROW:
+    if log2_size > MAXIMUM_LOG2_FUSED_ROW:
         return ()
     if of_shared_row := _of_shared_row(element_code, log2_size, fusion):
         return of_shared_row
@@ -461,13 +461,8 @@ def candidates(
 
 
 @functools.lru_cache(maxsize=256)
-def maximum_log2_row(element_code: int, architecture: Architecture, fused: bool = False) -> int:
-    """Index bits of the largest row that one kernel holds; larger transforms take several passes (passes.py).
-
-    ``fused``: that one kernel transforms and quantizes; larger ones are quantized after the transform.
-    """
-    if fused:
-        return _MAXIMUM_LOG2_FUSED_ROW
+def maximum_log2_row(element_code: int, architecture: Architecture) -> int:
+    """Index bits of the largest row that one kernel holds; larger transforms take several passes (passes.py)."""
     listed = ((k, candidates(element_code, k, architecture)) for _, k in TABLE)
     return max(k for k, found in listed if found and math.isinf(found[-1].up_to_elements_per_multiprocessor))
 

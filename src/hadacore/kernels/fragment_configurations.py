@@ -135,9 +135,8 @@ def fragment_configuration(
         return None
     blocks = line.minimum_blocks
     if architecture.capability != HOPPER:
-        blocks = -(
-            -2 * blocks // 3
-        )  # not measured, and from 10.0 on the compiler takes more registers: 832 spilled 72 bytes
+        # Not measured, and from 10.0 on the compiler takes more registers: 832 spilled 72 bytes.
+        blocks = -(-2 * blocks // 3)
     return FragmentConfiguration(
         element_code, order << line.merge, line.merge, log2_columns - line.merge, line.warps, blocks, transposed,
         AFTER_LOADS if architecture.has_programmatic_launch else ALONE,

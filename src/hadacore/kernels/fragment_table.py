@@ -11,8 +11,8 @@ class Line:
 
     Attributes:
         merge: Column bits that are merged into the base.
-        warps: Of a block, where rows are many.
-        minimum_blocks: Of a multiprocessor, likewise.
+        warps: Of a block.
+        minimum_blocks: Of a multiprocessor.
     """
 
     merge: int

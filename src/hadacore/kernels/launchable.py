@@ -38,6 +38,11 @@ class OrderLaunchable(Launchable):
         return self.order << self.log2_size
 
     @property
+    def least_elements(self) -> int:
+        """Elements from which on it may be chosen."""
+        return 0
+
+    @property
     def order_tiles(self) -> int:
         """Tiles of 16 result rows."""
         return -(-self.order // 16)

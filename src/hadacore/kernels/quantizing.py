@@ -13,7 +13,7 @@ from hadacore.kernels.base_configurations import (
     base_source,
     merged_columns,
 )
-from hadacore.kernels.configurations import candidates, maximum_log2_row
+from hadacore.kernels.configurations import MAXIMUM_LOG2_FUSED_ROW, candidates
 from hadacore.kernels.fusion import FusedPrologue, Fusion, fusion_of
 from hadacore.matrices import factor
 
@@ -49,7 +49,7 @@ def find_fusion(
         return f"a transform of {size} elements ends within {quantizer.block} that share a scale"
     has_base = base_order > 0 or order > 1
     log2 = (size // order).bit_length() - 1
-    largest = 1 << maximum_log2_row(element_code, architecture, fused=True)
+    largest = 1 << MAXIMUM_LOG2_FUSED_ROW
     if not has_base and size > largest:
         return f"a quantizer goes with powers of two up to {largest}, not {size}"
     fusion = fusion_of(quantizer, n, global_scale, prologue, heads)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import resources
 
 from hadacore.kernels.base_configurations import BASE_SIGNS, BaseConfiguration, OrderConfiguration
-from hadacore.kernels.base_signs import base_row_signs_text, base_signs_text, dense_base, in_fragment_order
+from hadacore.kernels.base_signs import base_row_signs_text, base_signs_text, dense_base, fragment_signs_text
 from hadacore.kernels.columns import ColumnsConfiguration
 from hadacore.kernels.configurations import KernelConfiguration
 from hadacore.kernels.fragment_configurations import FragmentConfiguration
@@ -99,15 +99,11 @@ def _tables(c: Configuration, ptx: bool) -> tuple[str, ...]:
             texts.append(_signs(base_signs_text, c.size, c.log2_merge, c.transposed, c.halves))
         return tuple(texts)
     if isinstance(c, FragmentConfiguration):
-        return (_signs(_fragment_signs_text, c.size, c.log2_merge, c.transposed, False),)
+        return (_signs(fragment_signs_text, c.size, c.log2_merge, c.transposed, False),)
     if isinstance(c, WarpgroupConfiguration):
         signs = _signs(base_row_signs_text, c.size, c.log2_merge, c.transposed, False)
         return (wgmma_text(c.widths), signs) if ptx else (signs,)
     return ()
-
-
-def _fragment_signs_text(matrix: Matrix) -> str:
-    return base_signs_text(in_fragment_order(matrix))
 
 
 @functools.lru_cache(maxsize=64)

@@ -173,14 +173,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, MIN_BLOCKS) hadamard_tran
           const float(&of_lane)[kVectorElements] = results[tile][group][half][upper];
 #if PAIRED
           target.store_with_neighbour(8 * half, column, of_lane, (float)scale, lane);
-          continue;
-#endif
+#else
           if (kNarrow) {
             target.store(problem, unit, 8 * half, column, reinterpret_cast<const float(&)[4]>(of_lane[0]), (float)scale);
             target.store(problem, unit, 8 * half, column + 16, reinterpret_cast<const float(&)[4]>(of_lane[4 % kVectorElements]), (float)scale);
           } else {
             target.store(problem, unit, 8 * half, column, of_lane, (float)scale);
           }
+#endif
         }
       }
     });
